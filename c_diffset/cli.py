@@ -1,0 +1,74 @@
+"""The command `c-diffset`: every option is a parameter of the Python function that the command calls."""
+
+import sys
+from importlib import import_module
+
+from jsonargparse import ArgumentParser
+
+# command: (module:function, positional parameters with their nargs, what it does)
+COMMANDS = {
+    "demo": (
+        "c_diffset.demo:demo",
+        {},
+        "train and test a small model on generated scenes, in minutes, without downloads",
+    ),
+    "prepare": (
+        "c_diffset.data.layouts:prepare",
+        {"layout": None, "source": None, "out": None},
+        "bring a data set into the standard form",
+    ),
+    "finetune": (
+        "c_diffset.training.finetune:finetune",
+        {},
+        "fine-tune (for several processes: accelerate launch tools/finetune.py)",
+    ),
+    "translate": ("c_diffset.scenes.translate:translate", {"inputs": "+"}, "translate SAR images to EO images"),
+    "evaluate": ("c_diffset.evaluation.report:evaluate", {}, "measure a model on a split: metrics, floors, pictures"),
+}
+
+HELP = (
+    "usage: c-diffset COMMAND [OPTION ...]\n\nTranslate SAR images to EO images, and say how far each pixel can be trusted.\n\n"
+    + "".join(f"  {name:<10} {text}\n" for name, (_, _, text) in COMMANDS.items())
+    + "\n`c-diffset COMMAND --help` shows the options, which are named like the Python parameters they set."
+)
+
+
+def command_parser(name: str) -> tuple[ArgumentParser, object]:
+    """The parser of one command, and the function it calls."""
+    target, positionals, text = COMMANDS[name]
+    module, function = target.split(":")
+    function = getattr(import_module(module), function)
+    parser = ArgumentParser(prog=f"c-diffset {name}", description=text[0].upper() + text[1:] + ".")
+    for parameter, nargs in positionals.items():
+        parser.add_argument(parameter, type=str, **({"nargs": nargs} if nargs else {}))
+    parser.add_function_arguments(function, as_group=False, skip=set(positionals))
+    return parser, function
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 where some input failed, 2 for wrong usage."""
+    args = sys.argv[1:] if args is None else args
+    if not args or args[0] in ("-h", "--help"):
+        print(HELP)
+        return 0
+    if args[0] == "--version":
+        print(import_module("c_diffset").__version__)
+        return 0
+    if args[0] not in COMMANDS:
+        print(f"c-diffset: unknown command {args[0]!r}: expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    if args[0] == "finetune":
+        import_module("c_diffset.training.finetune").main(args[1:])
+        return 0
+    parser, function = command_parser(args[0])
+    options = vars(parser.parse_args(args[1:]))
+    try:
+        result = function(**options)
+    except (ValueError, OSError) as error:
+        print(f"c-diffset {args[0]}: {error}", file=sys.stderr)
+        return 2
+    return 1 if getattr(result, "failed", None) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""From pairs to training batches: crops, flips, turns, noise, and an order that any process can recompute.
+
+Everything random about training sample number k is a pure function of (seed, k), and so is the order of the samples. A
+resumed run starts at another k and needs no saved state; two processes draw what one process with twice the batch draws.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from c_diffset.data.pairs import Pair, read_pair
+from c_diffset.pipelines.pipeline_cdiffset import sar_to_tensor
+
+FLIPS_AND_TURNS = 8
+
+
+def flip_and_turn(image, which: int):
+    """One of the eight symmetries of the square, of an array or tensor ... x H x W; 0 leaves it as it is."""
+    if isinstance(image, np.ndarray):
+        turned = np.rot90(image, which % 4, axes=(-2, -1))
+        return turned[..., ::-1] if which >= 4 else turned
+    turned = torch.rot90(image, which % 4, dims=(-2, -1))
+    return turned.flip(-1) if which >= 4 else turned
+
+
+def sample_rng(seed: int, number: int) -> np.random.Generator:
+    """The random generator of training sample `number`."""
+    return np.random.default_rng([seed, number])
+
+
+def pair_to_tensors(pair: Pair, sar_transform: dict) -> dict[str, torch.Tensor]:
+    """`sar` C x H x W and `eo` 3 x H x W in [-1, 1], and `mask` 1 x H x W in {0, 1} where the pair has one."""
+    eo = torch.from_numpy(pair.eo.astype(np.float32)).permute(2, 0, 1) / np.iinfo(pair.eo.dtype).max * 2 - 1
+    try:
+        tensors = {"sar": sar_to_tensor(pair.sar, sar_transform), "eo": eo}
+    except ValueError as error:
+        raise ValueError(f"pair {pair.id}: {error}") from None
+    if pair.mask is not None:
+        tensors["mask"] = torch.from_numpy(pair.mask.astype(np.float32))[None]
+    return tensors
+
+
+def pool_mask(mask: torch.Tensor, factor: int) -> torch.Tensor:
+    """Mask ... x H x W, 1 = valid, to the latent grid: one invalid pixel makes its latent pixel invalid."""
+    return mask if factor == 1 else 1 - F.max_pool2d(1 - mask, factor)
+
+
+def random_crop(tensors: dict[str, torch.Tensor], size: int, rng: np.random.Generator, name: str) -> dict:
+    """The same random `size` x `size` window of every tensor C x H x W."""
+    height, width = tensors["sar"].shape[-2:]
+    if min(height, width) < size:
+        raise ValueError(f"pair {name} is {height} x {width}, smaller than crop_size {size}: lower data.crop_size")
+    top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
+    return {key: value[..., top : top + size, left : left + size] for key, value in tensors.items()}
+
+
+class TrainingPairs(Dataset):
+    """Training samples from a map-style data set of pairs; indexed by (row, sample number).
+
+    A sample holds `sar` and `eo` (C x size x size in [-1, 1]), perhaps `mask` (1 x h x w, on the latent grid), `noise`
+    (C x h x w, unit Gaussian), `timestep` in [0, num_train_timesteps) and `number`.
+    """
+
+    def __init__(
+        self,
+        pairs,
+        sar_transform: dict,
+        crop_size: int,
+        seed: int = 0,
+        augment: bool = True,
+        noise_channels: int = 3,
+        factor: int = 1,
+        num_train_timesteps: int = 1000,
+    ):
+        if crop_size % factor:
+            raise ValueError(f"data.crop_size is {crop_size}, expected a multiple of {factor} for this autoencoder")
+        self.pairs, self.sar_transform, self.crop_size, self.seed = pairs, sar_transform, crop_size, seed
+        self.augment, self.noise_channels, self.factor = augment, noise_channels, factor
+        self.num_train_timesteps = num_train_timesteps
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        row, number = key
+        return self.sample(self.pairs[int(row)], number)
+
+    def sample(self, row: dict, number: int) -> dict:
+        """Training sample `number`, made of this row."""
+        rng = sample_rng(self.seed, number)
+        pair = read_pair(row)
+        tensors = random_crop(pair_to_tensors(pair, self.sar_transform), self.crop_size, rng, pair.id)
+        which = rng.integers(FLIPS_AND_TURNS) if self.augment else 0
+        tensors = {key: flip_and_turn(value, which).contiguous() for key, value in tensors.items()}
+        if "mask" in tensors:
+            tensors["mask"] = pool_mask(tensors["mask"], self.factor)
+        return tensors | self.noise(rng, number)
+
+    def noise(self, rng: np.random.Generator, number: int) -> dict:
+        """The noise and the time of training sample `number`."""
+        side = self.crop_size // self.factor
+        noise = rng.standard_normal((self.noise_channels, side, side), dtype=np.float32)
+        timestep = int(rng.integers(self.num_train_timesteps))
+        return {"noise": torch.from_numpy(noise), "timestep": timestep, "number": number}
+
+
+class StreamedPairs(IterableDataset):
+    """The same samples from a streamed data set: shuffled by shards and a buffer, each epoch anew.
+
+    Resuming reads past the samples already seen, without decoding them.
+    """
+
+    def __init__(self, training_pairs: TrainingPairs, batch_size: int, rank: int, world: int, start: int, buffer: int):
+        self.training_pairs, self.batch_size = training_pairs, batch_size
+        self.rank, self.world, self.start, self.buffer = rank, world, start, buffer
+
+    def __iter__(self) -> Iterator[dict]:
+        worker = get_worker_info()
+        workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
+        first_batch = self.start // (self.batch_size * self.world)
+        for number, row in enumerate(self.rows()):
+            batch, owner = divmod(number // self.batch_size, self.world)
+            if number >= self.start and owner == self.rank and (batch - first_batch) % workers == worker_id:
+                yield self.training_pairs.sample(row, number)
+
+    def rows(self) -> Iterator[dict]:
+        """Rows without end, epoch after epoch."""
+        for epoch in count():
+            empty = True
+            for row in self.training_pairs.pairs.shuffle(self.training_pairs.seed + epoch, buffer_size=self.buffer):
+                empty = False
+                yield row
+            if empty:
+                raise ValueError("the streamed data set holds no pair")
+
+
+class ProcessBatches:
+    """Batches of (row, sample number) for one of `world` processes, from sample `start` on, without end."""
+
+    def __init__(self, rows: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, start: int = 0):
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.rank, self.world, self.start = rank, world, start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = -1, None
+        for first in count(self.start + self.rank * self.batch_size, self.batch_size * self.world):
+            batch = []
+            for number in range(first, first + self.batch_size):
+                if number // self.rows != epoch:
+                    epoch = number // self.rows
+                    order = np.random.default_rng([self.seed, epoch, 0]).permutation(self.rows)
+                batch.append((order[number % self.rows], number))
+            yield batch
+
+
+def training_loader(
+    samples: TrainingPairs,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    start: int = 0,
+    num_workers: int = 0,
+    shuffle_buffer: int = 1000,
+    pin_memory: bool = False,
+    worker_init_fn: Callable | None = None,
+) -> DataLoader:
+    """Endless batches for one process, from sample number `start` (a multiple of the global batch) on."""
+    options = dict(num_workers=num_workers, pin_memory=pin_memory, worker_init_fn=worker_init_fn)
+    if not hasattr(samples.pairs, "__len__"):
+        stream = StreamedPairs(samples, batch_size, rank, world, start, shuffle_buffer)
+        return DataLoader(stream, batch_size=batch_size, **options)
+    if len(samples) == 0:
+        raise ValueError("the training data set holds no pair")
+    batches = ProcessBatches(len(samples), batch_size, samples.seed, rank, world, start)
+    return DataLoader(samples, batch_sampler=batches, **options)

@@ -1,0 +1,129 @@
+"""The latent cache: every pair's latents for the eight flips and turns, encoded once, read through memory mapping."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from c_diffset.data.batches import FLIPS_AND_TURNS, TrainingPairs, flip_and_turn, pair_to_tensors, pool_mask, sample_rng
+from c_diffset.data.pairs import read_pair
+from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+
+
+def fingerprint(pipe: CDiffSETPipeline, pairs, dtype: torch.dtype = torch.float32) -> str:
+    """A hash of what the latents depend on: autoencoder, precision, SAR transform, and the pairs' files."""
+    digest = hashlib.sha256()
+    config = {key: pipe.vae.config.get(key) for key in ("scaling_factor", "shift_factor", "_class_name")}
+    digest.update(json.dumps([config, pipe.config.sar_transform, str(dtype)], sort_keys=True, default=str).encode())
+    for name, weight in sorted(pipe.vae.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().float().numpy().tobytes())
+    for row in pairs:
+        for column in ("sar", "eo", "mask"):
+            digest.update(_file_stamp(row.get(column)))
+    return digest.hexdigest()[:16]
+
+
+def _file_stamp(image: dict | None) -> bytes:
+    """What tells one version of an image from another: its bytes, or its path, size and time of change."""
+    if image is None:
+        return b"none"
+    if image.get("bytes") is not None:
+        return hashlib.sha256(image["bytes"]).digest()
+    stat = os.stat(image["path"])
+    return f"{image['path']}|{stat.st_size}|{stat.st_mtime_ns}".encode()
+
+
+def _encode_turned(pipe: CDiffSETPipeline, image: torch.Tensor, dtype: torch.dtype) -> list[np.ndarray]:
+    """One image C x H x W to the latents of its eight versions, float16."""
+    latents = []
+    for which in range(FLIPS_AND_TURNS):
+        turned = flip_and_turn(image, which)[None].to(pipe.device)
+        factor = pipe.vae_scale_factor
+        turned = F.pad(turned, (0, -turned.shape[-1] % factor, 0, -turned.shape[-2] % factor), mode="reflect")
+        turned = turned.to(memory_format=torch.channels_last)
+        with torch.autocast(pipe.device.type, dtype, enabled=dtype != torch.float32):
+            latents.append(pipe.encode(turned)[0].to(torch.float16).cpu().numpy())
+    return latents
+
+
+def build_latent_cache(pipe: CDiffSETPipeline, pairs, folder: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Encode every pair eight times into `folder`/FINGERPRINT, unless it is there already; returns that folder.
+
+    Images are encoded whole (padded by reflection to the autoencoder's multiple, as the pipeline does) and stored as
+    float16: `latents.bin`, and `index.json` with each pair's id and offsets. Written aside and renamed. `dtype` is the
+    precision the autoencoder computes in; half precision is several times faster where the machine has it.
+    """
+    target = Path(folder) / fingerprint(pipe, pairs, dtype)
+    if (target / "index.json").is_file():
+        return target
+    aside = target.with_name(f"{target.name}.tmp{os.getpid()}")
+    aside.mkdir(parents=True)
+    try:
+        index = []
+        with open(aside / "latents.bin", "wb") as file:
+            for row in tqdm(pairs, desc="encoding latents", unit="pair"):
+                index.append(_write_pair(pipe, row, file, dtype))
+        (aside / "index.json").write_text(json.dumps(index))
+        aside.rename(target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return target
+
+
+def _write_pair(pipe: CDiffSETPipeline, row: dict, file, dtype: torch.dtype) -> dict:
+    pair = read_pair(row)
+    tensors = pair_to_tensors(pair, pipe.config.sar_transform)
+    entry = {"id": pair.id, "arrays": {}}
+    for key in ("sar", "eo"):
+        entry["arrays"][key] = [_append(file, latents) for latents in _encode_turned(pipe, tensors[key], dtype)]
+    if "mask" in tensors:
+        masks = []
+        for which in range(FLIPS_AND_TURNS):
+            mask = flip_and_turn(tensors["mask"], which)
+            factor = pipe.vae_scale_factor
+            mask = F.pad(mask, (0, -mask.shape[-1] % factor, 0, -mask.shape[-2] % factor))
+            masks.append(_append(file, pool_mask(mask, factor).to(torch.float16).numpy()))
+        entry["arrays"]["mask"] = masks
+    return entry
+
+
+def _append(file, array: np.ndarray) -> dict:
+    entry = {"offset": file.tell() // 2, "shape": list(array.shape)}
+    file.write(np.ascontiguousarray(array).tobytes())
+    return entry
+
+
+class CachedPairs(TrainingPairs):
+    """Training samples of latents out of the cache; `sar` and `eo` are C x h x w latents, the rest as in `TrainingPairs`."""
+
+    def __init__(self, cache: str | Path, crop_size: int, factor: int, channels: int, **options):
+        index = json.loads((Path(cache) / "index.json").read_text())
+        super().__init__(index, {}, crop_size, noise_channels=channels, factor=factor, **options)
+        self.latents = np.memmap(Path(cache) / "latents.bin", dtype=np.float16, mode="r")
+
+    def sample(self, row: dict, number: int) -> dict:
+        """Training sample `number`, made of this row of the index."""
+        rng = sample_rng(self.seed, number)
+        which = int(rng.integers(FLIPS_AND_TURNS)) if self.augment else 0
+        side = self.crop_size // self.factor
+        height, width = row["arrays"]["sar"][which]["shape"][-2:]
+        if min(height, width) < side:
+            raise ValueError(
+                f"pair {row['id']} is {height * self.factor} x {width * self.factor}, "
+                f"smaller than crop_size {self.crop_size}: lower data.crop_size"
+            )
+        top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
+        tensors = {}
+        for key, versions in row["arrays"].items():
+            offset, shape = versions[which]["offset"], versions[which]["shape"]
+            array = self.latents[offset : offset + int(np.prod(shape))].reshape(shape)
+            window = array[:, top : top + side, left : left + side]
+            tensors[key] = torch.from_numpy(window.astype(np.float32))
+        return tensors | self.noise(rng, number)

@@ -1,0 +1,1 @@
+"""How good are the images: metrics with their conventions, and the report."""

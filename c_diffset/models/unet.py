@@ -1,0 +1,90 @@
+"""UNets that see SAR beside the noisy EO image: pretrained ones widened, and small ones from scratch."""
+
+import torch
+from diffusers import UNet2DConditionModel, UNet2DModel
+from peft import LoraConfig
+from torch import nn
+
+LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv_in", "conv_out"]
+
+
+@torch.no_grad()
+def widen_conv_in(unet: UNet2DConditionModel | UNet2DModel) -> None:
+    """Double the input channels, C to 2C, in place: weights repeated twice and halved, bias kept (C-DiffSET).
+
+    The widened UNet gives the old output where both halves of its input are equal.
+    """
+    old = unet.conv_in
+    new = nn.Conv2d(2 * old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding)
+    new.weight.copy_(old.weight.repeat(1, 2, 1, 1) * 0.5)
+    new.bias.copy_(old.bias)
+    unet.conv_in = new.to(old.weight)
+    unet.register_to_config(in_channels=new.in_channels)
+
+
+@torch.no_grad()
+def add_variance_channel(unet: UNet2DConditionModel | UNet2DModel) -> None:
+    """Append one output channel, the raw variance, in place: weights and bias zero, so that the variance starts at 1."""
+    old = unet.conv_out
+    new = nn.Conv2d(old.in_channels, old.out_channels + 1, old.kernel_size, old.stride, old.padding)
+    new.weight.zero_()
+    new.bias.zero_()
+    new.weight[: old.out_channels].copy_(old.weight)
+    new.bias[: old.out_channels].copy_(old.bias)
+    unet.conv_out = new.to(old.weight)
+    unet.register_to_config(out_channels=new.out_channels)
+
+
+def widen(unet: UNet2DConditionModel | UNet2DModel, eo_channels: int) -> None:
+    """Bring a pretrained UNet of `eo_channels` in and out to 2 x in and + 1 out, in place; finished ones stay as they are.
+
+    Raises:
+        ValueError: the UNet has other channel counts than a text-to-image, a stage 1 or a stage 2 UNet has.
+    """
+    channels = (unet.config.in_channels, unet.config.out_channels)
+    expected = [(eo_channels, eo_channels), (2 * eo_channels, eo_channels), (2 * eo_channels, eo_channels + 1)]
+    if channels not in expected:
+        raise ValueError(f"a UNet with (in, out) channels {channels} cannot be widened: expected one of {expected}")
+    if channels[0] == eo_channels:
+        widen_conv_in(unet)
+    if channels[1] == eo_channels:
+        add_variance_channel(unet)
+
+
+def small_unet(
+    sar_channels: int,
+    eo_channels: int,
+    block_out_channels: list[int],
+    layers_per_block: int = 2,
+    attention_levels: int = 1,
+    sample_size: int | None = None,
+) -> UNet2DModel:
+    """A UNet from scratch for machines without a GPU: no text, attention at the `attention_levels` coarsest levels.
+
+    Reads `sar_channels` + `eo_channels`, writes `eo_channels` + 1; the raw variance starts at zero, as in `widen`.
+    """
+    plain = len(block_out_channels) - attention_levels
+    unet = UNet2DModel(
+        sample_size=sample_size,
+        in_channels=sar_channels + eo_channels,
+        out_channels=eo_channels,
+        block_out_channels=tuple(block_out_channels),
+        layers_per_block=layers_per_block,
+        down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",) * attention_levels,
+        up_block_types=("AttnUpBlock2D",) * attention_levels + ("UpBlock2D",) * plain,
+        add_attention=attention_levels > 0,
+        attention_head_dim=32,
+        norm_num_groups=min(32, block_out_channels[0] // 4),
+    )
+    add_variance_channel(unet)
+    return unet
+
+
+def add_lora(unet: UNet2DConditionModel, rank: int) -> None:
+    """Freeze the UNet and add a trainable LoRA of this rank to attention, `conv_in` and `conv_out`, in place.
+
+    `unet.save_lora_adapter(folder)` then writes a standard adapter, which `unet.load_lora_adapter` and
+    `unet.fuse_lora` of any UNet widened from the same base take.
+    """
+    unet.requires_grad_(False)
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=LORA_TARGETS))

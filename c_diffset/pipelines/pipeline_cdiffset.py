@@ -1,0 +1,518 @@
+"""SAR to EO translation with conditional (latent) diffusion and a predicted confidence.
+
+This file is self-contained: a copy of it travels in every checkpoint as `pipeline.py`, so that
+`DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)` works without `c_diffset`.
+
+Method: C-DiffSET (Do, Lee, Lee, Kim; arXiv 2411.10788); in pixel space: conditional diffusion (Bai, Pu, Xu; GRSL 2024).
+"""
+
+import base64
+import math
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    LCMScheduler,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import create_repo
+from transformers import CLIPTextModel, CLIPTokenizer
+
+PROMPT = "electro-optical image"
+SAR_DISPLAY = {"units": "display", "range": [0.0, 1.0], "channels": [0, 0, 0]}
+DEFAULT_RANGE = {"display": [0.0, 1.0], "db": [-30.0, 0.0], "power": [-30.0, 0.0], "amplitude": [-30.0, 0.0]}
+FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0, "int32": 65535.0}  # PIL opens 16-bit images as 32-bit integers
+PIL_MODES = ("L", "RGB", "I;16", "I;16L", "I;16B", "I", "F")
+SOURCE = Path(__file__).read_text(encoding="utf-8")  # the code that runs, also where the file changes later
+
+
+@dataclass
+class CDiffSETPipelineOutput(BaseOutput):
+    """What the pipeline returns.
+
+    Attributes:
+        images: list of PIL images; or array B x H x W x 3 or tensor B x 3 x H x W, both in [0, 1]; or latents.
+        confidence: B x H x W in (0, 1], comparable between images; None if the UNet predicts no variance.
+        variance: B x h x w, predicted variance of the clean latent, in latent units squared; None likewise.
+        latents: B x C x h x w, the final latents (the EO image in [-1, 1] in pixel space), padding included.
+    """
+
+    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
+    confidence: np.ndarray | torch.Tensor | None
+    variance: np.ndarray | torch.Tensor | None
+    latents: torch.Tensor
+
+
+def raw_to_variance(raw: torch.Tensor) -> torch.Tensor:
+    """Map the UNet's raw variance channel (any real) to a variance in [1e-6, 10]; raw 0 gives 1 (C-DiffSET)."""
+    return (F.softplus(raw + math.log(math.exp(1 - 1e-6) - 1)) + 1e-6).clamp(1e-6, 10.0)
+
+
+def clean_variance(variance: torch.Tensor, abar: torch.Tensor, prediction_type: str) -> torch.Tensor:
+    """Variance of the predicted clean latent, from the variance of the model's own target at `abar` in (0, 1]."""
+    if prediction_type == "epsilon":
+        return variance * (1 - abar) / abar.clamp_min(1e-4)  # a zero terminal SNR would divide by zero
+    if prediction_type == "v_prediction":
+        return variance * (1 - abar)
+    return variance
+
+
+def variance_to_confidence(variance: torch.Tensor) -> torch.Tensor:
+    """One fixed, decreasing map from variance in [0, inf) to confidence in (0, 1]."""
+    return 1 / (1 + variance)
+
+
+def check_sar_transform(sar_transform: dict) -> dict:
+    """The transform (see `sar_to_tensor`) with its defaults filled in.
+
+    Raises:
+        ValueError: unknown keys or units, a `range` other than [low, high] with low < high, or malformed `channels`.
+    """
+    unknown = set(sar_transform) - {"units", "range", "channels"}
+    if unknown:
+        raise ValueError(f"sar_transform has unknown keys {sorted(unknown)}: expected 'units', 'range', 'channels'")
+    units = sar_transform.get("units")
+    if units not in DEFAULT_RANGE:
+        raise ValueError(f"sar_transform['units'] is {units!r}: expected one of {list(DEFAULT_RANGE)}")
+    limits, channels = sar_transform.get("range", DEFAULT_RANGE[units]), sar_transform.get("channels", [0, 0, 0])
+    pair = isinstance(limits, list | tuple) and len(limits) == 2
+    if not pair or not all(isinstance(x, int | float) and math.isfinite(x) for x in limits) or limits[0] >= limits[1]:
+        raise ValueError(f"sar_transform['range'] is {limits}: expected [low, high], two numbers with low < high")
+    bands = isinstance(channels, list | tuple) and [re.fullmatch(r"\d+(-\d+)?", str(channel)) for channel in channels]
+    if not bands or not all(bands):
+        raise ValueError(
+            f"sar_transform['channels'] is {channels!r}: expected a list of band indices, or 'i-j' for a ratio"
+        )
+    return {"units": units, "range": list(limits), "channels": list(channels)}
+
+
+def _to_bands(image) -> tuple[torch.Tensor, float | None]:
+    """An image in any form to float32 bands C x H x W of native values, and the full scale of integers (else None)."""
+    if isinstance(image, PIL.Image.Image) and image.mode not in PIL_MODES:
+        raise ValueError(f"a SAR image of PIL mode {image.mode}: expected one of {PIL_MODES}, so convert it first")
+    values = image if isinstance(image, torch.Tensor) else np.asarray(image)
+    dtype = str(values.dtype).removeprefix("torch.") if isinstance(values, torch.Tensor) else values.dtype.name
+    if "float" not in dtype and dtype not in FULL_SCALE:
+        raise ValueError(f"SAR pixels of type {dtype}: expected uint8, uint16 or floating point")
+    if values.ndim not in (2, 3) or 0 in values.shape:
+        raise ValueError(
+            f"a SAR image of shape {tuple(values.shape)}: expected two or three dimensions, none of them 0"
+        )
+    if isinstance(values, torch.Tensor):
+        bands = values.cpu().float()
+    else:
+        bands = torch.from_numpy(values.astype(np.float32))
+        bands = bands.permute(2, 0, 1) if bands.ndim == 3 else bands
+    return bands.reshape(-1, *bands.shape[-2:]), FULL_SCALE.get(dtype)
+
+
+def _to_units(bands: torch.Tensor, full_scale: float | None, units: str) -> torch.Tensor:
+    """Native pixel values to the units that `range` is given in: a fraction of full scale, or dB."""
+    if units == "display":
+        values = bands / (full_scale or 1.0)
+        low, high = values.min().item(), values.max().item()
+        if low < 0 or high > 1:
+            raise ValueError(
+                f"SAR pixels from {low:.3g} to {high:.3g} (1 is full scale), but this model reads display values, "
+                "in [0, 1]: scale the image, or use a model trained on backscatter"
+            )
+        return values
+    if full_scale is not None:
+        raise ValueError(
+            f"integer SAR pixels (full scale {full_scale:.0f}), but this model reads backscatter as "
+            f"{units} in floating point: give calibrated values, or use a model trained on display values"
+        )
+    if units == "db":
+        return bands
+    if 2 * (bands < 0).sum() > bands.numel():  # a few come from noise removal
+        raise ValueError(f"most SAR pixels are negative, but this model reads linear {units}: convert them from dB")
+    return (20 if units == "amplitude" else 10) * torch.log10(bands.clamp_min(1e-10))
+
+
+def sar_to_tensor(image, sar_transform: dict) -> torch.Tensor:
+    """One SAR image to what the model sees: float32, channels x H x W, in [-1, 1].
+
+    Args:
+        image: PIL image, array H x W or H x W x bands, or tensor H x W or bands x H x W.
+        sar_transform: `units` ("display": integers scaled by their full scale, floats in [0, 1]; "db"; "power" and
+            "amplitude", linear), `range` [low, high] (fraction of full scale, default [0, 1], or dB, default [-30, 0])
+            mapped to [-1, 1] and clipped, and `channels` (default [0, 0, 0]): for each model channel a band index, or
+            "i-j" for the difference of two bands (in dB: their ratio).
+
+    Raises:
+        ValueError: NaN or infinite pixels, bands that do not fit `channels`, values that cannot be in `units`, or a
+            transform that `check_sar_transform` refuses.
+    """
+    transform = check_sar_transform(sar_transform)
+    bands, full_scale = _to_bands(image)
+    count = int((~torch.isfinite(bands)).sum())
+    if count:
+        raise ValueError(f"the SAR image holds {count} NaN or infinite values: fill or mask them first")
+    picks = [[int(band) for band in str(channel).split("-")] for channel in transform["channels"]]
+    used = 1 + max(max(pick) for pick in picks)
+    grey_as_colour = used == 1 and len(bands) == 3 and bool((bands == bands[:1]).all())
+    if len(bands) != used and not grey_as_colour:
+        raise ValueError(
+            f"the SAR image has {len(bands)} bands, but this model reads {used} (channels {transform['channels']})"
+        )
+    values = _to_units(bands, full_scale, transform["units"])
+    picked = torch.stack([values[pick[0]] - values[pick[1]] if len(pick) == 2 else values[pick[0]] for pick in picks])
+    low, high = transform["range"]
+    return ((picked - low) / (high - low)).clamp(0, 1) * 2 - 1
+
+
+class CDiffSETPipeline(DiffusionPipeline):
+    """Translate SAR images to EO images, with a confidence for each pixel.
+
+    Args:
+        unet: reads SAR and noisy EO on channels, SAR first; writes the prediction (C channels) and, where it has
+            C + 1, the raw variance.
+        scheduler: `DDIMScheduler`, `DDPMScheduler` or `LCMScheduler`.
+        vae: the frozen autoencoder; None for pixel space.
+        text_encoder, tokenizer: only needed once, to embed the constant prompt; optional when `prompt_embeds` is there.
+        sar_transform: see `sar_to_tensor`; the default reads display values of one band.
+        default_num_inference_steps: used when the call names none.
+        confidence_timestep: the variance is read at the step nearest to this training time.
+        prediction_type: what the UNet was trained to predict; taken from the scheduler when None.
+        prompt_embeds: the constant prompt's embedding, as `encode_prompt_embeds` writes it.
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _optional_components = ["vae", "text_encoder", "tokenizer"]
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel | UNet2DModel,
+        scheduler: DDIMScheduler | DDPMScheduler | LCMScheduler,
+        vae: AutoencoderKL | AutoencoderTiny | None = None,
+        text_encoder: CLIPTextModel | None = None,
+        tokenizer: CLIPTokenizer | None = None,
+        sar_transform: dict | None = None,
+        default_num_inference_steps: int = 50,
+        confidence_timestep: int = 500,
+        prediction_type: str | None = None,
+        prompt_embeds: dict | None = None,
+    ):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
+        if prompt_embeds is None and text_encoder is not None and tokenizer is not None:
+            prompt_embeds = encode_prompt_embeds(text_encoder, tokenizer)
+        self._prompt = None if prompt_embeds is None else decode_prompt_embeds(prompt_embeds)
+        self.register_to_config(
+            sar_transform=check_sar_transform(SAR_DISPLAY if sar_transform is None else sar_transform),
+            default_num_inference_steps=default_num_inference_steps,
+            confidence_timestep=confidence_timestep,
+            prediction_type=prediction_type or scheduler.config.prediction_type,
+            prompt_embeds=prompt_embeds,
+        )
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent pixel, along each axis; 1 in pixel space."""
+        return 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def size_multiple(self) -> int:
+        """Images are padded to a multiple of this many pixels."""
+        return self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+
+    @property
+    def eo_channels(self) -> int:
+        """Channels of the noisy EO image that the UNet sees: the latent's, or 3."""
+        return 3 if self.vae is None else self.vae.config.latent_channels
+
+    @property
+    def predicts_variance(self) -> bool:
+        """Whether the UNet has the extra channel that confidence comes from."""
+        return self.unet.config.out_channels == self.eo_channels + 1
+
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Images B x C x H x W in [-1, 1] to latents (posterior mean, scaled); the identity in pixel space."""
+        if self.vae is None:
+            return images
+        encoded = self.vae.encode(images.to(self.vae.dtype))
+        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        return (latents - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents to images B x 3 x H x W in [-1, 1]; the inverse of `encode`."""
+        if self.vae is None:
+            return latents.clamp(-1, 1)
+        latents = latents / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
+        return self.vae.decode(latents.to(self.vae.dtype)).sample.clamp(-1, 1)
+
+    def prompt_kwargs(self, batch_size: int) -> dict:
+        """The UNet's text condition: the constant prompt, or nothing for a UNet without cross attention."""
+        width = self.unet.config.get("cross_attention_dim")
+        if width is None:
+            return {}
+        if self._prompt is None:
+            raise ValueError(
+                "this UNet has cross attention, but the pipeline holds neither `prompt_embeds` nor "
+                "`text_encoder` and `tokenizer`: pass one of them"
+            )
+        if self._prompt.shape[-1] != width:
+            raise ValueError(f"prompt_embeds has {self._prompt.shape[-1]} channels, but this UNet reads {width}")
+        self._prompt = self._prompt.to(self.unet.device)
+        return {"encoder_hidden_states": self._prompt.to(self.unet.dtype).expand(batch_size, -1, -1)}
+
+    def check_inputs(self, num_inference_steps: int, output_type: str, callback_tensor_inputs: list[str]) -> None:
+        """Refuse, before any work, what cannot give a right result."""
+        if not isinstance(self.scheduler, DDIMScheduler | DDPMScheduler | LCMScheduler):
+            raise ValueError(
+                f"scheduler {type(self.scheduler).__name__}: use DDIMScheduler, DDPMScheduler or LCMScheduler"
+            )
+        found, expected = self.scheduler.config.prediction_type, self.config.prediction_type
+        if found != expected:
+            raise ValueError(f"the scheduler's prediction_type is {found}, but this model was trained for {expected}")
+        if self.vae is not None and getattr(self.scheduler.config, "clip_sample", False):
+            raise ValueError("the scheduler has clip_sample=True, which cuts off latents: set it to False")
+        if expected == "epsilon" and getattr(self.scheduler.config, "rescale_betas_zero_snr", False):
+            raise ValueError(
+                "the scheduler has rescale_betas_zero_snr=True: no image follows from epsilon at pure noise"
+            )
+        self.check_channels()
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps is {num_inference_steps}, expected at least 1")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type is {output_type!r}, expected 'pil', 'np', 'pt' or 'latent'")
+        unknown = set(callback_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(f"callback tensors {sorted(unknown)}, expected some of {self._callback_tensor_inputs}")
+
+    def check_channels(self) -> None:
+        """Refuse components and a `sar_transform` that do not fit together."""
+        channels, sar_channels = len(self.config.sar_transform["channels"]), self.eo_channels
+        if self.vae is None:
+            sar_channels = channels
+        elif channels != self.vae.config.in_channels:
+            expected = self.vae.config.in_channels
+            raise ValueError(f"sar_transform['channels'] has {channels} entries, but the autoencoder reads {expected}")
+        found, expected = self.unet.config.in_channels, sar_channels + self.eo_channels
+        if found != expected:
+            raise ValueError(f"the UNet reads {found} channels, expected {expected} ({sar_channels} of them SAR)")
+        found, expected = self.unet.config.out_channels, (self.eo_channels, self.eo_channels + 1)
+        if found not in expected:
+            raise ValueError(
+                f"the UNet writes {found} channels, expected {expected[0]}, or {expected[1]} with a variance"
+            )
+
+    def prepare_sar(self, sar) -> torch.Tensor:
+        """Image, list, or batch (array B x H x W x C, tensor B x C x H x W) to float32 B x C x H x W, [-1, 1]."""
+        batched = isinstance(sar, list | tuple) or (isinstance(sar, np.ndarray | torch.Tensor) and sar.ndim == 4)
+        tensors = [sar_to_tensor(image, self.config.sar_transform) for image in (sar if batched else [sar])]
+        sizes = {tuple(tensor.shape[1:]) for tensor in tensors}
+        if len(sizes) != 1:
+            raise ValueError(f"the SAR images of one batch have sizes {sorted(sizes)} (H, W): expected one size")
+        return torch.stack(tensors).to(self._execution_device)
+
+    def pad(self, images: torch.Tensor) -> torch.Tensor:
+        """Pad B x C x H x W right and below to `size_multiple`, by reflection where the image is large enough."""
+        height, width = images.shape[-2:]
+        below, right = -height % self.size_multiple, -width % self.size_multiple
+        mode = "reflect" if below < height and right < width else "replicate"
+        return F.pad(images, (0, right, 0, below), mode=mode)
+
+    def prepare_latents(self, shape: tuple, generator, latents: torch.Tensor | None) -> torch.Tensor:
+        """The starting noise B x C x h x w, float32 whatever the UNet's precision: drawn, or as given."""
+        device = self._execution_device
+        if isinstance(generator, list) and len(generator) != shape[0]:
+            raise ValueError(f"{len(generator)} generators for {shape[0]} images: expected one, or one for each")
+        if latents is None:
+            return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        if tuple(latents.shape) != tuple(shape):
+            raise ValueError(f"latents of shape {tuple(latents.shape)}, expected {tuple(shape)}")
+        return latents.to(device=device, dtype=torch.float32)
+
+    def predict(self, sar_latents: torch.Tensor, latents: torch.Tensor, timestep, prompt: dict):
+        """One UNet call, in its precision: prediction B x C x h x w and raw variance B x h x w or None, float32."""
+        latents = self.scheduler.scale_model_input(latents, timestep)
+        sample = torch.cat([sar_latents, latents], dim=1).to(self.unet.dtype)
+        output = self.unet(sample, timestep, **prompt, return_dict=False)[0].float()
+        if not self.predicts_variance:
+            return output, None
+        return output[:, :-1], output[:, -1]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        sar,
+        num_inference_steps: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        callback_on_step_end=None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006, the signature diffusers expects
+        return_dict: bool = True,
+    ) -> CDiffSETPipelineOutput | tuple:
+        """Translate one SAR image, or a batch of one size.
+
+        Args:
+            sar: PIL image, array or tensor, or a list; display values or backscatter as `config.sar_transform` says.
+            num_inference_steps: `config.default_num_inference_steps` when None.
+            generator: for reproducible noise; one for the batch, or a list with one for each image.
+            latents: the starting noise, B x C x h x w of the padded size, instead of drawing it.
+            output_type: "pil", "np", "pt" or "latent".
+            callback_on_step_end: called as `callback(pipe, step, timestep, tensors)`; may return {"latents": changed}.
+            return_dict: False gives the tuple (images, confidence, variance, latents).
+
+        Raises:
+            ValueError: the input, the scheduler or an argument does not fit the model; the message says what does.
+        """
+        steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
+        self.check_inputs(steps, output_type, callback_on_step_end_tensor_inputs)
+
+        sar = self.prepare_sar(sar)
+        height, width = sar.shape[-2:]
+        sar_latents = self.encode(self.pad(sar)).float()
+        shape = (len(sar), self.eo_channels, *sar_latents.shape[-2:])
+        self.scheduler.set_timesteps(steps)  # on the CPU, where the scheduler's scalar arithmetic never waits for a GPU
+        latents = self.prepare_latents(shape, generator, latents) * self.scheduler.init_noise_sigma
+        prompt = self.prompt_kwargs(len(sar))
+
+        timesteps = self.scheduler.timesteps
+        on_device = timesteps.to(latents.device)
+        confidence_step = (timesteps - self.config.confidence_timestep).abs().argmin().item()
+        variance = None
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            for i, t in enumerate(timesteps):
+                prediction, raw = self.predict(sar_latents, latents, on_device[i], prompt)
+                if raw is not None and i == confidence_step:
+                    abar = self.scheduler.alphas_cumprod[t]
+                    variance = clean_variance(raw_to_variance(raw), abar, self.config.prediction_type)
+                latents = self.scheduler.step(prediction, t, latents, generator=generator, return_dict=False)[0]
+                if callback_on_step_end is not None:
+                    tensors = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
+                    latents = (callback_on_step_end(self, i, t, tensors) or {}).get("latents", latents)
+                progress_bar.update()
+
+        output = self.postprocess(latents, variance, height, width, output_type)
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return output.images, output.confidence, output.variance, output.latents
+        return output
+
+    def postprocess(
+        self, latents: torch.Tensor, variance: torch.Tensor | None, height: int, width: int, output_type: str
+    ) -> CDiffSETPipelineOutput:
+        """Decode, bring confidence to pixels, crop the padding away, and convert to `output_type`."""
+        confidence = None
+        if variance is not None:
+            confidence = variance_to_confidence(variance)[:, None]
+            if self.vae_scale_factor > 1:
+                size = [side * self.vae_scale_factor for side in variance.shape[-2:]]
+                confidence = F.interpolate(confidence, size=size, mode="bilinear")
+            confidence = confidence[:, 0, :height, :width].cpu()
+            variance = variance.cpu()
+            if output_type != "pt":
+                confidence, variance = confidence.numpy(), variance.numpy()
+        if output_type == "latent":
+            return CDiffSETPipelineOutput(latents, confidence, variance, latents)
+        images = (self.decode(latents)[..., :height, :width].float() * 0.5 + 0.5).cpu()
+        if output_type != "pt":
+            images = images.permute(0, 2, 3, 1).numpy()
+        if output_type == "pil":
+            images = [PIL.Image.fromarray(image) for image in (images * 255).round().astype(np.uint8)]
+        return CDiffSETPipelineOutput(images, confidence, variance, latents)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "CDiffSETPipeline":
+        """Load from a folder or Hub id, safetensors only; arguments as for `DiffusionPipeline.from_pretrained`.
+
+        Raises:
+            OSError: files are missing, or a component's weights are pickled, which can run code when they are loaded.
+        """
+        for component in {"unet", "vae", "text_encoder"} - set(kwargs):
+            files = sorted(Path(pretrained_model_name_or_path, component).glob("*"))
+            pickles = [file for file in files if file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+            if pickles and not any(file.suffix == ".safetensors" for file in files):
+                name = "model" if component == "text_encoder" else pickles[0].stem
+                raise OSError(
+                    f"{pickles[0]} is a pickle, which can run code when loaded: expected {name}.safetensors. If you "
+                    f"trust the file, load it with torch.load(..., weights_only=True) and write it beside it with "
+                    f"safetensors.torch.save_file(..., '{name}.safetensors')"
+                )
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs | {"use_safetensors": True})
+
+    def save_pretrained(
+        self,
+        save_directory,
+        safe_serialization: bool = True,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **kwargs,
+    ) -> None:
+        """Save a complete folder, `pipeline.py` included, and upload it where `push_to_hub` says so.
+
+        Arguments as for `DiffusionPipeline.save_pretrained`; a README.md in the folder or on the Hub stays as it is.
+
+        Raises:
+            ValueError: `safe_serialization` is False.
+        """
+        if not safe_serialization:
+            raise ValueError("safe_serialization is False: weights are only written as safetensors")
+        hub = {name: kwargs.pop(name, None) for name in ("private", "token", "commit_message", "create_pr")}
+        super().save_pretrained(save_directory, **kwargs)
+        Path(save_directory, "pipeline.py").write_text(SOURCE, encoding="utf-8")
+        if push_to_hub:
+            self._upload(save_directory, repo_id or Path(save_directory).name, **hub)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        variant: str | None = None,
+    ) -> str:
+        """Save and upload the pipeline, `pipeline.py` included; the repository's README.md stays as it is."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, variant=variant)
+            return self._upload(folder, repo_id, private, token, commit_message, create_pr)
+
+    def _upload(self, folder, repo_id, private=None, token=None, commit_message=None, create_pr=None) -> str:
+        repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        return self._upload_folder(folder, repo_id, token, commit_message, bool(create_pr))
+
+
+@torch.no_grad()
+def encode_prompt_embeds(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> dict:
+    """Embed the constant prompt, without padding, into a form that a JSON config can hold."""
+    tokens = tokenizer(PROMPT, truncation=True, return_tensors="pt").input_ids
+    embeds = text_encoder(tokens.to(text_encoder.device))[0].float().cpu()
+    data = base64.b64encode(embeds.numpy().astype("<f4").tobytes()).decode("ascii")
+    return {"shape": list(embeds.shape), "float32": data}
+
+
+def decode_prompt_embeds(stored: dict) -> torch.Tensor:
+    """The inverse of `encode_prompt_embeds`: float32, 1 x tokens x channels.
+
+    Raises:
+        ValueError: `stored` is not what `encode_prompt_embeds` writes.
+    """
+    try:
+        values = np.frombuffer(base64.b64decode(stored["float32"], validate=True), dtype="<f4")
+        embeds = torch.from_numpy(values.astype(np.float32).reshape(stored["shape"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"prompt_embeds cannot be read ({error!r}): write it with `encode_prompt_embeds`") from None
+    if embeds.ndim != 3 or len(embeds) != 1 or not torch.isfinite(embeds).all():
+        raise ValueError(f"prompt_embeds of shape {tuple(embeds.shape)}: expected finite values, 1 x tokens x channels")
+    return embeds

@@ -1,0 +1,173 @@
+"""From SAR files to EO files."""
+
+import glob
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import PIL.Image
+import torch
+from tqdm.auto import tqdm
+
+from c_diffset.data.pairs import read_image
+from c_diffset.evaluation.images import image_generator
+from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, sar_to_tensor
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+
+
+@dataclass
+class Translation:
+    """What `translate` did: the files written, those skipped because they were there, and the error of each failure."""
+
+    written: list[Path] = field(default_factory=list)
+    skipped: list[Path] = field(default_factory=list)
+    failed: dict[Path, str] = field(default_factory=dict)
+
+
+def find_images(inputs: list[str]) -> list[Path]:
+    """Files, folders (their images, in order of name) and glob patterns to a list of files.
+
+    Raises:
+        FileNotFoundError: an input that names nothing.
+    """
+    found: dict[Path, None] = {}
+    for name in inputs:
+        path = Path(name)
+        if path.is_dir():
+            matches = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        elif path.is_file():
+            matches = [path]
+        else:
+            matches = [Path(match) for match in sorted(glob.glob(name, recursive=True)) if Path(match).is_file()]
+        if not matches:
+            raise FileNotFoundError(f"{name}: no such file, no image in that folder, and no match as a pattern")
+        found |= dict.fromkeys(matches)
+    return list(found)
+
+
+def translate(
+    inputs: list[str],
+    model: str,
+    output: str,
+    num_inference_steps: int | None = None,
+    batch_size: int = 4,
+    seed: int = 0,
+    confidence: bool = False,
+    overwrite: bool = False,
+    device: str | None = None,
+    revision: str | None = None,
+) -> Translation:
+    """Translate SAR images (PNG, JPEG, TIFF) to EO images of the same names.
+
+    Args:
+        inputs: files, folders and glob patterns.
+        model: folder or Hub id of the model.
+        output: folder of the EO images.
+        num_inference_steps: the model's own number when not given.
+        batch_size: images of one size that are translated together.
+        seed: of the noise; the noise of an image depends on this and on its name alone.
+        confidence: also write NAME_confidence.png, 16 bits, 65535 standing for 1.
+        overwrite: redo what is in `output` already, instead of skipping it.
+        device: by default CUDA where there is one.
+        revision: revision of a Hub id.
+
+    Returns:
+        What was written, skipped, and failed with which error: a file that cannot be read does not stop the others.
+
+    Raises:
+        ValueError: two inputs have the same output name, an output would replace its input, or the model gives no
+            confidence.
+        OSError: an input that does not exist, or an output folder that cannot be written.
+    """
+    outputs = plan_outputs(find_images(inputs), Path(output))
+    pipe = CDiffSETPipeline.from_pretrained(model, revision=revision)
+    if confidence and not pipe.predicts_variance:
+        raise ValueError(f"model {model} predicts no confidence: its UNet has no variance channel")
+    pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    pipe.set_progress_bar_config(disable=True)
+
+    result = Translation()
+    todo = {}
+    for source, target in outputs.items():
+        finished = target.exists() and (not confidence or confidence_path(target).exists())
+        if finished and not overwrite:
+            result.skipped.append(target)
+        else:
+            todo[source] = target
+    with tqdm(total=len(todo), desc="translate", unit="image") as bar:
+        for batch in _batches(_read(todo, pipe, result, bar), batch_size):
+            generators = [image_generator(seed, crc32(source.name.encode())) for source, _ in batch]
+            images = pipe([sar for _, sar in batch], num_inference_steps, generator=generators)
+            for i, (source, _) in enumerate(batch):
+                if confidence:
+                    values = (images.confidence[i] * 65535).round().astype(np.uint16)
+                    _save(PIL.Image.fromarray(values), confidence_path(todo[source]))
+                _save(images.images[i], todo[source])
+                result.written.append(todo[source])
+            bar.update(len(batch))
+    _report(result)
+    return result
+
+
+def plan_outputs(sources: list[Path], output: Path) -> dict[Path, Path]:
+    """The output file of every input file; refuses whatever would be overwritten unawares."""
+    output.mkdir(parents=True, exist_ok=True)
+    taken: dict[Path, Path] = {}
+    for source in sources:
+        target = output / source.name
+        if target in taken:
+            raise ValueError(f"{taken[target]} and {source} would both be written to {target}: translate them apart")
+        if target.resolve() == source.resolve():
+            raise ValueError(f"{target} would replace its own input: choose another output folder")
+        taken[target] = source
+    return {source: target for target, source in taken.items()}
+
+
+def confidence_path(target: Path) -> Path:
+    """Where the confidence map of an output image goes."""
+    return target.with_name(f"{target.stem}_confidence.png")
+
+
+def _read(
+    todo: dict[Path, Path], pipe: CDiffSETPipeline, result: Translation, bar
+) -> Iterator[tuple[Path, np.ndarray]]:
+    """The images that can be read and fit the model; the others go into `result.failed`."""
+    for source in todo:
+        try:
+            sar = read_image(source)
+            if not sar.any():
+                raise ValueError("every pixel is zero (an all-black image)")
+            sar_to_tensor(sar, pipe.config.sar_transform)
+        except (ValueError, OSError) as error:
+            result.failed[source] = str(error)
+            bar.update()
+        else:
+            yield source, sar
+
+
+def _batches(images: Iterator[tuple[Path, np.ndarray]], batch_size: int) -> Iterator[list[tuple[Path, np.ndarray]]]:
+    """Neighbours of one size, at most `batch_size` together."""
+    for _, same_size in groupby(images, key=lambda item: item[1].shape[:2]):
+        while batch := list(islice(same_size, batch_size)):
+            yield batch
+
+
+def _save(image: PIL.Image.Image, target: Path) -> None:
+    """Write aside and rename, so that a file under its final name is complete."""
+    aside = target.with_name(f".{target.name}.partial")
+    options = {"quality": 95} if target.suffix.lower() in (".jpg", ".jpeg") else {}
+    with open(aside, "wb") as file:
+        image.save(file, format=PIL.Image.registered_extensions()[target.suffix.lower()], **options)
+    os.replace(aside, target)
+
+
+def _report(result: Translation) -> None:
+    print(f"{len(result.written)} written, {len(result.skipped)} there already, {len(result.failed)} failed")
+    for source, error in result.failed.items():
+        print(f"failed: {source}: {error}", file=sys.stderr)

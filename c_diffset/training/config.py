@@ -1,0 +1,229 @@
+"""The typed settings behind `train_configs/*.yaml`; an unknown key or a wrong type is an error before any work."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import ArgumentParser, Namespace
+
+
+@dataclass
+class SmallUNetConfig:
+    """A UNet from scratch.
+
+    Attributes:
+        block_out_channels: channels of each level, finest first; each level halves the size.
+        layers_per_block: residual blocks in each level.
+        attention_levels: how many of the coarsest levels have self-attention.
+    """
+
+    block_out_channels: list[int]
+    layers_per_block: int = 2
+    attention_levels: int = 1
+
+
+@dataclass
+class ModelConfig:
+    """What is trained, and from where it starts.
+
+    Attributes:
+        base: folder or Hub id to start from: Stable Diffusion, or a pipeline of this project. None: from scratch.
+        revision: Hub revision of `base`.
+        unet: the UNet from scratch; only without `base`.
+        vae: folder or Hub id of the autoencoder; None: that of `base`, or pixel space.
+        prediction_type: what a UNet from scratch predicts; with `base`, that of the base.
+        beta_schedule: noise schedule of a UNet from scratch; with `base`, that of the base.
+        zero_terminal_snr: rescale the schedule so that the last time is pure noise (Lin et al., 2023).
+        lora_rank: train a LoRA of this rank instead of all weights; 0 trains all.
+        sar_transform: `units`, `range` and `channels` of the SAR input (see `sar_to_tensor`); with a pipeline of this
+            project as `base`, that of the base.
+        default_num_inference_steps: stored in the pipeline.
+    """
+
+    base: str | None = None
+    revision: str | None = None
+    unet: SmallUNetConfig | None = None
+    vae: str | None = None
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
+    zero_terminal_snr: bool = False
+    lora_rank: int = 0
+    sar_transform: dict | None = None
+    default_num_inference_steps: int = 50
+
+
+@dataclass
+class DataConfig:
+    """The pairs.
+
+    Attributes:
+        source: folder, CSV, Parquet, WebDataset shards or Hub id (see `load_pairs`).
+        split: split that is trained on.
+        validation_split: split that is validated on; None: no validation.
+        crop_size: pixels of the random square crops.
+        augment: flips and quarter turns.
+        latent_cache: folder of the latent cache; None: encode every image anew.
+        streaming: read the data set as a stream.
+        shuffle_buffer: pairs held for shuffling a stream.
+        num_workers: loader processes.
+    """
+
+    source: str
+    split: str | None = "train"
+    validation_split: str | None = "validation"
+    crop_size: int = 256
+    augment: bool = True
+    latent_cache: str | None = None
+    streaming: bool = False
+    shuffle_buffer: int = 1000
+    num_workers: int = 0
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with warm-up and a cosine schedule.
+
+    Attributes:
+        learning_rate: the highest learning rate.
+        weight_decay: decoupled weight decay.
+        betas: decay rates of the two moments.
+        warmup_steps: updates of linear warm-up.
+        max_grad_norm: gradients are clipped to this norm.
+        use_8bit_adam: 8-bit AdamW of bitsandbytes, which must be installed.
+    """
+
+    learning_rate: float = 3e-5
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_steps: int = 100
+    max_grad_norm: float = 1.0
+    use_8bit_adam: bool = False
+
+
+@dataclass
+class ValidationConfig:
+    """Sampling from the validation split while training.
+
+    Attributes:
+        every: updates between validations; 0: only at the end.
+        num_images: crops that are sampled.
+        crop_size: pixels of the non-overlapping crops; None: whole images.
+        num_inference_steps: None: the pipeline's default.
+        batch_size: crops sampled together.
+        metric: which metric chooses the best checkpoint.
+        lpips_net: network of the LPIPS metric.
+        lpips_weights: file with complete LPIPS weights; None: downloaded.
+    """
+
+    every: int = 1000
+    num_images: int = 16
+    crop_size: int | None = 256
+    num_inference_steps: int | None = None
+    batch_size: int = 8
+    metric: Literal["psnr", "ssim", "lpips"] = "psnr"
+    lpips_net: Literal["squeeze", "alex", "vgg"] = "squeeze"
+    lpips_weights: str | None = None
+
+
+@dataclass
+class FinetuneConfig:
+    """Fine-tuning, stages 1 and 2.
+
+    Attributes:
+        output_dir: the run folder.
+        model: what is trained.
+        data: the pairs.
+        optimizer: the optimiser.
+        validation: sampling while training.
+        stage: "denoising" (1), "confidence" (2), or "both": 1 before `confidence_start_step`, 2 from there on.
+        confidence_start_step: see `stage`; None: half of `max_steps`.
+        max_steps: optimiser updates.
+        batch_size: images of one process in one forward pass.
+        gradient_accumulation_steps: forward passes in one update.
+        min_snr_gamma: min-SNR weighting of stage 1 (5 is usual); None: no weighting.
+        ema_decay: decay of the averaged weights.
+        mixed_precision: "no", "fp16" or "bf16"; None: as `accelerate launch` says.
+        gradient_checkpointing: less memory, more time.
+        compile: `torch.compile` the UNet.
+        channels_last: memory format of the UNet.
+        seed: of the weights, the order, the crops and the noise.
+        log_every: updates between two lines of `metrics.jsonl`.
+        checkpoint_every: updates between two checkpoints.
+        keep_checkpoints: how many checkpoints are kept.
+        resume: go on from the newest checkpoint in `output_dir`, if there is one.
+        push_to_hub: Hub id that the finished pipeline is uploaded to.
+    """
+
+    output_dir: str
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    stage: Literal["denoising", "confidence", "both"] = "both"
+    confidence_start_step: int | None = None
+    max_steps: int = 50_000
+    batch_size: int = 16
+    gradient_accumulation_steps: int = 1
+    min_snr_gamma: float | None = None
+    ema_decay: float = 0.9999
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    channels_last: bool = False
+    seed: int = 0
+    log_every: int = 10
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    resume: bool = True
+    push_to_hub: str | None = None
+
+    def __post_init__(self):
+        if (self.model.base is None) == (self.model.unet is None):
+            raise ValueError("model: give either `base` (fine-tune) or `unet` (from scratch), and not both")
+        if self.data.latent_cache and self.model.base is None and self.model.vae is None:
+            raise ValueError("data.latent_cache is set, but pixel space (no model.vae) has no latents: remove it")
+        if self.data.latent_cache and self.data.streaming:
+            raise ValueError(
+                "data.latent_cache and data.streaming exclude each other: the cache needs the whole data set"
+            )
+        for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+
+    @property
+    def confidence_start(self) -> int:
+        """The update from which on the C-Diff loss is used."""
+        if self.stage == "both":
+            return self.max_steps // 2 if self.confidence_start_step is None else self.confidence_start_step
+        return 0 if self.stage == "confidence" else self.max_steps
+
+
+def config_parser(config_class: type, description: str) -> ArgumentParser:
+    """A parser that reads `--config FILE.yaml`, and every field of `config_class` as an option that overrides it."""
+    parser = ArgumentParser(description=description, usage="%(prog)s --config FILE.yaml [--NAME VALUE ...]")
+    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    parser.add_class_arguments(config_class, as_group=False)
+    return parser
+
+
+def parse_config(config_class: type, description: str, args: list[str] | None = None):
+    """Parse the command line into a `config_class`; wrong settings end the program with a message."""
+    parser = config_parser(config_class, description)
+    settings = parser.instantiate_classes(parser.parse_args(args))
+    settings.pop("config", None)
+    try:
+        return config_class(**vars(settings))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def save_config(config, path: Path) -> None:
+    """Write the resolved settings as YAML that `--config` reads again."""
+    parser = config_parser(type(config), "")
+    path.write_text(parser.dump(parser.parse_object(_to_namespace(config)), skip_none=False))
+
+
+def _to_namespace(config) -> Namespace:
+    from dataclasses import asdict
+
+    return Namespace(asdict(config))

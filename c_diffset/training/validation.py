@@ -1,0 +1,52 @@
+"""Validation while training: samples of the validation split, their metrics, and a picture grid."""
+
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from c_diffset.data.pairs import load_pairs, read_pair
+from c_diffset.evaluation.grid import make_grid
+from c_diffset.evaluation.images import crop_pairs, evaluate_pairs, mean_metrics
+from c_diffset.evaluation.metrics import load_lpips
+from c_diffset.evaluation.report import GRID_LABELS
+from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+from c_diffset.training.config import DataConfig, ValidationConfig
+
+GRID_ROWS = 6
+
+
+class Validator:
+    """Samples the same crops with the same noise at every call, so that its figures can be compared over a run.
+
+    The crops are spread evenly over the validation split.
+    """
+
+    def __init__(self, data: DataConfig, config: ValidationConfig, device: torch.device):
+        self.config = config
+        rows = list(load_pairs(data.source, split=data.validation_split))
+        crops = []
+        for row in rows:
+            whole = [read_pair(row)]
+            available = crop_pairs(whole, config.crop_size) if config.crop_size else whole
+            crops.append(list(islice(available, -(-config.num_images // len(rows)))))
+        self.pairs = [pair for group in crops for pair in group][: config.num_images]
+        self.lpips_model = None
+        if config.metric == "lpips" or config.lpips_weights is not None:
+            self.lpips_model = load_lpips(config.lpips_net, config.lpips_weights).to(device)
+
+    def __call__(self, pipe: CDiffSETPipeline, grid: Path) -> dict[str, float]:
+        """Mean metrics over the crops; writes the picture grid to `grid`."""
+        pipe.set_progress_bar_config(disable=True)
+        results = list(
+            evaluate_pairs(
+                pipe,
+                self.pairs,
+                self.config.num_inference_steps,
+                self.config.batch_size,
+                lpips_model=self.lpips_model,
+            )
+        )
+        make_grid([result.pictures for result in results[:GRID_ROWS]], GRID_LABELS).save(grid)
+        means = mean_metrics([result.metrics for result in results])
+        return {"lpips" if name.startswith("lpips") else name: value for name, value in means.items()}

@@ -1,0 +1,120 @@
+"""Tiny pipelines of real components, for every test: `make_pipe("kl" | "tiny" | "pixel")`, random weights, no downloads."""
+
+import json
+import string
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from c_diffset.models.unet import small_unet
+from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+
+SPACES = ("kl", "tiny", "pixel")
+
+
+def tiny_scheduler(**options) -> DDIMScheduler:
+    """A DDIM scheduler as the project stores it: trailing spacing, nothing clipped."""
+    return DDIMScheduler(**{"timestep_spacing": "trailing", "clip_sample": False} | options)
+
+
+def tiny_conditional_unet(in_channels: int = 8, out_channels: int = 5) -> UNet2DConditionModel:
+    """A stock text-to-image UNet of the reference shape, two levels, 8 text channels."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=8,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+
+
+def tiny_vae(**options) -> AutoencoderKL:
+    """An `AutoencoderKL` that halves the size, 4 latent channels."""
+    return AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        **{"latent_channels": 4} | options,
+    )
+
+
+def tiny_taesd() -> AutoencoderTiny:
+    """An `AutoencoderTiny` that halves the size, 4 latent channels."""
+    return AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+
+
+def tiny_text(folder: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
+    """A CLIP text encoder with 8 channels and a tokenizer of single letters, its files written to `folder`."""
+    folder.mkdir()
+    letters = [*string.ascii_lowercase, "-"]
+    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    config = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        bos_token_id=len(words) - 2,
+        eos_token_id=len(words) - 1,
+    )
+    return CLIPTextModel(config).eval(), tokenizer
+
+
+@torch.no_grad()
+def perturb(unet) -> None:
+    """Let the variance channel, which starts at zero, depend on the input."""
+    unet.conv_out.weight.normal_(std=0.3)
+
+
+def tiny_components(space: str, folder: Path) -> dict:
+    """Random components of a pipeline in the latent space of "kl" or "tiny" (TAESD), or in "pixel" space."""
+    torch.manual_seed(0)
+    components = {"scheduler": tiny_scheduler()}
+    if space == "kl":
+        text_encoder, tokenizer = tiny_text(folder)
+        components |= {"unet": tiny_conditional_unet(), "vae": tiny_vae(), "text_encoder": text_encoder}
+        components |= {"tokenizer": tokenizer}
+    elif space == "tiny":
+        components |= {"unet": small_unet(4, 4, [8, 32], layers_per_block=1), "vae": tiny_taesd()}
+    else:
+        components |= {"unet": small_unet(3, 3, [8, 32], layers_per_block=1)}
+    perturb(components["unet"])
+    return components
+
+
+@pytest.fixture
+def make_pipe(tmp_path):
+    """`make_pipe(space, **options)`: a pipeline of tiny components, `options` replacing arguments."""
+    count = iter(range(1000))
+
+    def make(space: str = "kl", **options) -> CDiffSETPipeline:
+        components = tiny_components(space, tmp_path / f"text{next(count)}")
+        pipe = CDiffSETPipeline(**components | {"default_num_inference_steps": 2} | options)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return make
+
+
+@pytest.fixture
+def sar() -> np.ndarray:
+    """A SAR image of display values, uint8, 16 x 16."""
+    return np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)

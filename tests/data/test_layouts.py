@@ -1,0 +1,235 @@
+"""Every published layout, in miniature, through `prepare` and back through `load_pairs`."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import rasterio
+from datasets import load_dataset
+
+from c_diffset.data.layouts import LAYOUTS, SEN12MS_HOLD_OUT, prepare
+from c_diffset.data.pairs import list_splits, load_pairs, read_image, read_pair
+
+RNG = np.random.default_rng(0)
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+
+
+def write_png(path, channels=1, size=8):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (size, size) if channels == 1 else (size, size, channels)
+    PIL.Image.fromarray(RNG.integers(1, 255, shape, dtype=np.uint8)).save(path)
+
+
+def write_tif(path, bands, **profile):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count, height, width = bands.shape
+    shape = {"count": count, "height": height, "width": width, "dtype": bands.dtype}
+    with rasterio.open(path, "w", driver="GTiff", **shape, **profile) as raster:
+        raster.write(bands)
+
+
+def backscatter(bands=2, size=8):
+    return RNG.normal(-12, 3, (bands, size, size)).astype(np.float32)
+
+
+def loaded(out):
+    """Split to rows of a prepared data set, every one of them read and checked."""
+    splits = {name: list(load_pairs(out, name)) for name in list_splits(out)}
+    for rows in splits.values():
+        for row in rows:
+            read_pair(row)
+    return splits
+
+
+def regions(rows):
+    return {row["region"] for row in rows}
+
+
+def make_sen12(source, scenes=10, patches=3):
+    for scene in range(scenes):
+        for patch in range(patches):
+            for side, channels in (("s1", 1), ("s2", 3)):
+                name = f"ROIs1158_spring_{side}_{scene}_p{patch}.png"
+                write_png(source / "ROIs1158_spring" / f"{side}_{scene}" / name, channels)
+
+
+def test_sen12_by_scene(tmp_path):
+    make_sen12(tmp_path / "in")
+    summary = prepare("sen1-2", tmp_path / "in", tmp_path / "out", progress=False)
+    assert summary.split_rule == "by scene" and not summary.skipped
+    assert summary.splits == {"train": 24, "validation": 3, "test": 3} and summary.sizes == {"8 x 8": 30}
+    splits = loaded(tmp_path / "out")
+    assert not regions(splits["train"]) & (regions(splits["test"]) | regions(splits["validation"]))
+    row = splits["test"][0]
+    season, scene, patch = row["id"].rsplit("_", 2)
+    original = tmp_path / "in" / season / f"s1_{scene}" / f"{season}_s1_{scene}_{patch}.png"
+    with open(row["sar"]["path"], "rb") as copy:
+        assert copy.read() == original.read_bytes()
+
+
+def test_sen12ms_holds_out_the_published_scenes(tmp_path):
+    dn = np.broadcast_to(np.arange(13, dtype=np.uint16)[:, None, None] * 500, (13, 8, 8)).copy()
+    for season, scenes in (
+        ("ROIs1158_spring", (1, 2, 3)),
+        ("ROIs1868_summer", SEN12MS_HOLD_OUT["ROIs1868_summer"][:2]),
+    ):
+        for scene in scenes:
+            for side, bands in (("s1", backscatter()), ("s2", dn), ("lc", np.ones((4, 8, 8), np.uint16))):
+                write_tif(tmp_path / "in" / season / f"{side}_{scene}" / f"{season}_{side}_{scene}_p30.tif", bands)
+    summary = prepare("sen12ms", tmp_path / "in", tmp_path / "out", progress=False)
+    splits = loaded(tmp_path / "out")
+    assert regions(splits["test"]) == {"ROIs1868_summer_15", "ROIs1868_summer_19"}
+    assert summary.splits == {"train": 2, "validation": 1, "test": 2} and not summary.skipped
+    pair = read_pair(splits["train"][0])
+    assert pair.sar.dtype == np.float32 and pair.sar.shape == (8, 8, 2)
+    assert pair.eo.dtype == np.uint8
+    np.testing.assert_array_equal(pair.eo[0, 0], [128, 85, 42])  # 1500, 1000, 500 of 3000 (halves to even)
+
+
+def test_sen12ms_marks_nan(tmp_path):
+    for scene in (1, 2, 3):
+        sar = backscatter()
+        if scene == 1:
+            sar[0, 2, 3] = np.nan
+        eo = RNG.integers(1, 3000, (13, 8, 8), dtype=np.uint16)
+        for side, bands in (("s1", sar), ("s2", eo)):
+            write_tif(tmp_path / "in" / f"ROIs1970_fall_{side}_{scene}_p1.tif", bands)
+    assert prepare("sen12ms", tmp_path / "in", tmp_path / "out", progress=False).masks == 1
+    rows = {row["id"]: row for rows in loaded(tmp_path / "out").values() for row in rows}
+    mask = read_pair(rows["ROIs1970_fall_1_p1"]).mask
+    assert np.argwhere(~mask).tolist() == [[2, 3]]
+
+
+def test_qxs_saropt_says_that_its_split_is_random(tmp_path):
+    for i in range(1, 21):
+        write_png(tmp_path / "in" / "QXSLAB_SAROPT" / "sar_256_oc_0.2" / f"{i}.png")
+        write_png(tmp_path / "in" / "QXSLAB_SAROPT" / "opt_256_oc_0.2" / f"{i}.png", 3)
+    summary = prepare("qxs-saropt", tmp_path / "in", tmp_path / "out", fractions=(0.8, 0, 0.2), progress=False)
+    assert summary.split_rule.startswith("random (") and summary.splits == {"train": 16, "test": 4}
+    again = prepare("qxs-saropt", tmp_path / "in", tmp_path / "again", fractions=(0.8, 0, 0.2), progress=False)
+    assert again.splits == summary.splits
+    ids = [[row["id"] for row in loaded(tmp_path / out)["test"]] for out in ("out", "again")]
+    assert ids[0] == ids[1]
+
+
+def test_sar2opt_keeps_the_published_test_split(tmp_path):
+    for split, count in (("train", 10), ("test", 4)):
+        for i in range(count):
+            write_png(tmp_path / "in" / f"{split}A" / f"{i}.png")
+            write_png(tmp_path / "in" / f"{split}B" / f"{i}.png", 3)
+    summary = prepare("sar2opt", tmp_path / "in", tmp_path / "out", progress=False)
+    assert summary.splits == {"train": 9, "validation": 1, "test": 4}
+    assert "test as published" in summary.split_rule and "random" in summary.split_rule
+
+
+def test_spacenet6_masks_what_lies_outside_the_strip(tmp_path):
+    root, strips = (
+        tmp_path / "in" / "AOI_11_Rotterdam",
+        ("20190804111224_20190804111453", "20190822065725_20190822065959"),
+    )
+    (root / "SummaryData").mkdir(parents=True)
+    (root / "SummaryData" / "SAR_orientations.txt").write_text(f"{strips[0]} 1\n{strips[1]} 0\n")
+    for strip in strips:
+        for tile in range(6):
+            grid = {
+                "transform": rasterio.Affine(0.5, 0, 590_100 + 1000 * tile, 0, -0.5, 5_750_000),
+                "crs": "EPSG:32631",
+            }
+            sar, eo = RNG.uniform(10, 40, (4, 8, 8)).astype(np.float32), RNG.integers(1, 255, (3, 8, 8), dtype=np.uint8)
+            sar[:, :, :2] = 0
+            eo[:, 7] = 0
+            for product, bands in (("SAR-Intensity", sar), ("PS-RGB", eo)):
+                write_tif(
+                    root / product / f"SN6_Train_AOI_11_Rotterdam_{product}_{strip}_tile_{tile}.tif", bands, **grid
+                )
+    broken = root / "SAR-Intensity" / f"SN6_Train_AOI_11_Rotterdam_SAR-Intensity_{strips[0]}_tile_0.tif"
+    broken.write_bytes(b"broken")
+    summary = prepare("spacenet6", tmp_path / "in", tmp_path / "out", progress=False)
+    assert summary.masks == 11 and [name for name, _ in summary.skipped] == [f"{strips[0]}_tile_0"]
+    splits = loaded(tmp_path / "out")
+    assert not regions(splits["train"]) & regions(splits["test"])
+    assert {row["strip"]: row["orientation"] for row in splits["train"]} == {strips[0]: 1, strips[1]: 0}
+    expected = np.ones((8, 8), bool)
+    expected[:, :2] = expected[7] = False
+    np.testing.assert_array_equal(read_pair(splits["test"][0]).mask, expected)
+    with rasterio.open(splits["test"][0]["sar"]["path"]) as raster:
+        assert raster.descriptions == ("HH", "HV", "VH", "VV") and raster.dtypes[0] == "float32"
+        assert raster.crs == "EPSG:32631" and raster.bounds.left == splits["test"][0]["bounds"][0]
+        source = root / "SAR-Intensity" / f"SN6_Train_AOI_11_Rotterdam_SAR-Intensity_{splits['test'][0]['id']}.tif"
+        np.testing.assert_array_equal(np.moveaxis(raster.read(), 0, -1), read_image(source))
+
+
+def test_folders_and_csv(tmp_path):
+    for i in range(10):
+        write_png(tmp_path / "in" / "radar" / f"{i}.png")
+        write_png(tmp_path / "in" / "optical" / f"{i}.png", 3)
+    folders = {"sar_dir": "radar", "eo_dir": "optical"}
+    summary = prepare("folders", tmp_path / "in", tmp_path / "out", **folders, progress=False)
+    assert summary.split_rule.startswith("random") and summary.splits == {"train": 8, "validation": 1, "test": 1}
+    table = tmp_path / "in" / "pairs.csv"
+    table.write_text("\n".join(["sar,eo,region", *(f"radar/{i}.png,optical/{i}.png,{i // 2}" for i in range(10))]))
+    summary = prepare("csv", table, tmp_path / "by_region", fractions=(0.6, 0.2, 0.2), progress=False)
+    assert summary.split_rule == "by region" and summary.splits == {"train": 6, "validation": 2, "test": 2}
+    table.write_text("sar,eo,split\nradar/1.png,optical/1.png,train\nradar/2.png,optical/2.png,test")
+    with pytest.warns(UserWarning, match="leaves out 8 images"):
+        summary = prepare("csv", table, tmp_path / "as_given", progress=False)
+    assert summary.split_rule == "as given" and summary.splits == {"train": 1, "test": 1}
+
+
+def test_what_is_left_out_is_named(tmp_path):
+    make_sen12(tmp_path / "in", scenes=4)
+    spring = tmp_path / "in" / "ROIs1158_spring"
+    (spring / "s2_0" / "ROIs1158_spring_s2_0_p0.png").unlink()
+    (spring / "s1_1" / "ROIs1158_spring_s1_1_p1.png").write_bytes(b"broken")
+    write_png(spring / "s1_2" / "ROIs1158_spring_s1_2_p2.png", size=4)
+    write_png(spring / "thumbnail.png")
+    summary = prepare("sen1-2", tmp_path / "in", tmp_path / "out", progress=False)
+    reasons = dict(summary.skipped)
+    assert sum(summary.splits.values()) == 9 and len(reasons) == 4
+    assert reasons[str(spring / "s1_0" / "ROIs1158_spring_s1_0_p0.png")] == "no EO partner"
+    assert reasons[str(spring / "thumbnail.png")] == "not named like a patch of s1 or s2"
+    assert "not a readable" in reasons["ROIs1158_spring_1_p1"]
+    assert "sizes differ" in reasons["ROIs1158_spring_2_p2"]
+    assert "left out: 4" in str(summary)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["splits"] == summary.splits
+
+
+def test_imagefolder_reads_what_prepare_writes(tmp_path):
+    make_sen12(tmp_path / "in", scenes=3, patches=1)
+    prepare("sen1-2", tmp_path / "in", tmp_path / "out", progress=False)
+    splits = load_dataset("imagefolder", data_dir=str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 1, "validation": 1, "test": 1}
+    assert splits["train"][0]["sar"].size == (8, 8)
+
+
+def test_out_is_never_overwritten(tmp_path):
+    make_sen12(tmp_path / "in", scenes=3, patches=1)
+    (tmp_path / "out").mkdir()
+    prepare("sen1-2", tmp_path / "in", tmp_path / "out", progress=False)
+    with pytest.raises(FileExistsError, match="out exists and is not an empty folder"):
+        prepare("sen1-2", tmp_path / "in", tmp_path / "out", progress=False)
+    (tmp_path / "new.partial").mkdir()
+    with pytest.raises(FileExistsError, match="new.partial exists: another run"):
+        prepare("sen1-2", tmp_path / "in", tmp_path / "new", progress=False)
+
+
+def test_failure_leaves_nothing_behind(tmp_path):
+    make_sen12(tmp_path / "in", scenes=3, patches=1)
+    for path in (tmp_path / "in").rglob("*_s1_*.png"):
+        path.write_bytes(b"broken")
+    with pytest.raises(ValueError, match="no pair is fit to use.*not a readable"):
+        prepare("sen1-2", tmp_path / "in", tmp_path / "out", progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_wrong_source_is_refused(layout, tmp_path):
+    (tmp_path / "in").mkdir()
+    with pytest.raises(ValueError, match="holds no pairs|expected one folder"):
+        prepare(layout, tmp_path / "in", tmp_path / "out", progress=False)
+
+
+def test_unknown_layout_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="unknown layout 'sen2'; known: sen1-2, sen12ms"):
+        prepare("sen2", tmp_path, tmp_path / "out")
