@@ -5,42 +5,34 @@ from importlib import import_module
 
 from jsonargparse import ArgumentParser
 
-# command: (module:function, positional parameters with their nargs, what it does)
+# command: (module:function, what it does)
 COMMANDS = {
-    "demo": (
-        "c_diffset.demo:demo",
-        {},
-        "train and test a small model on generated scenes, in minutes, without downloads",
-    ),
-    "prepare": (
-        "c_diffset.data.layouts:prepare",
-        {"layout": None, "source": None, "out": None},
-        "bring a data set into the standard form",
-    ),
-    "finetune": (
-        "c_diffset.training.finetune:finetune",
-        {},
-        "fine-tune (for several processes: accelerate launch tools/finetune.py)",
-    ),
-    "translate": ("c_diffset.scenes.translate:translate", {"inputs": "+"}, "translate SAR images to EO images"),
-    "evaluate": ("c_diffset.evaluation.report:evaluate", {}, "measure a model on a split: metrics, floors, pictures"),
+    "demo": ("c_diffset.demo:demo", "train and test a small model on generated scenes, in minutes"),
+    "prepare": ("c_diffset.data.layouts:prepare", "bring a data set into the standard form"),
+    "finetune": ("c_diffset.training.finetune:finetune", "fine-tune a model, on one process"),
+    "translate": ("c_diffset.scenes.translate:translate", "translate SAR images to EO images"),
+    "evaluate": ("c_diffset.evaluation.report:evaluate", "measure a model on a split: metrics, floors, pictures"),
 }
+POSITIONALS = {"prepare": {"layout": {}, "source": {}, "out": {}}, "translate": {"inputs": {"nargs": "+"}}}
+HELP = f"""usage: c-diffset COMMAND [OPTION ...]
 
-HELP = (
-    "usage: c-diffset COMMAND [OPTION ...]\n\nTranslate SAR images to EO images, and say how far each pixel can be trusted.\n\n"
-    + "".join(f"  {name:<10} {text}\n" for name, (_, _, text) in COMMANDS.items())
-    + "\n`c-diffset COMMAND --help` shows the options, which are named like the Python parameters they set."
-)
+Translate SAR images to EO images, and say how far each pixel can be trusted.
+
+{"".join(f"  {name:<10} {text}" + chr(10) for name, (_, text) in COMMANDS.items())}
+`c-diffset COMMAND --help` shows the options; they are named like the Python parameters that they set.
+Training on several processes or GPUs: `accelerate launch tools/finetune.py`.
+"""
 
 
 def command_parser(name: str) -> tuple[ArgumentParser, object]:
     """The parser of one command, and the function it calls."""
-    target, positionals, text = COMMANDS[name]
-    module, function = target.split(":")
-    function = getattr(import_module(module), function)
+    target, text = COMMANDS[name]
+    module, function_name = target.split(":")
+    function = getattr(import_module(module), function_name)
     parser = ArgumentParser(prog=f"c-diffset {name}", description=text[0].upper() + text[1:] + ".")
-    for parameter, nargs in positionals.items():
-        parser.add_argument(parameter, type=str, **({"nargs": nargs} if nargs else {}))
+    positionals = POSITIONALS.get(name, {})
+    for parameter, options in positionals.items():
+        parser.add_argument(parameter, **options)
     parser.add_function_arguments(function, as_group=False, skip=set(positionals))
     return parser, function
 

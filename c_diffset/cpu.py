@@ -12,8 +12,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from malloc.h
 def use_whole_cpu(processes: int = 1) -> None:
     """Share the cores among the `processes` of this machine, and keep freed memory in the process.
 
-    `accelerate launch` leaves one thread to each process. And glibc hands every freed activation back to the system, which
-    then clears each page anew: half of the time of a convolution at 1024 px.
+    `accelerate launch` leaves one thread to each process. And glibc hands every freed activation back to the system,
+    which then clears each page anew: half of the time of a convolution at 1024 px.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, cores // processes))

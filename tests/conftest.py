@@ -17,8 +17,9 @@ SPACES = ("kl", "tiny", "pixel")
 
 
 def tiny_scheduler(**options) -> DDIMScheduler:
-    """A DDIM scheduler as the project stores it: trailing spacing, nothing clipped."""
-    return DDIMScheduler(**{"timestep_spacing": "trailing", "clip_sample": False} | options)
+    """A DDIM scheduler with trailing spacing; v prediction, which keeps the images of a random UNet within bounds."""
+    defaults = {"timestep_spacing": "trailing", "clip_sample": False, "prediction_type": "v_prediction"}
+    return DDIMScheduler(**defaults | options)
 
 
 def tiny_conditional_unet(in_channels: int = 8, out_channels: int = 5) -> UNet2DConditionModel:

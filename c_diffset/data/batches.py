@@ -1,7 +1,8 @@
 """From pairs to training batches: crops, flips, turns, noise, and an order that any process can recompute.
 
-Everything random about training sample number k is a pure function of (seed, k), and so is the order of the samples. A
-resumed run starts at another k and needs no saved state; two processes draw what one process with twice the batch draws.
+Everything random about training sample number k is a pure function of (seed, k), and so is the order of the samples.
+A resumed run starts at another k and needs no saved state; two processes draw what one process with twice the batch
+draws.
 """
 
 from collections.abc import Callable, Iterator

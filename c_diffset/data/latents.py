@@ -101,7 +101,7 @@ def _append(file, array: np.ndarray) -> dict:
 
 
 class CachedPairs(TrainingPairs):
-    """Training samples of latents out of the cache; `sar` and `eo` are C x h x w latents, the rest as in `TrainingPairs`."""
+    """Training samples out of the cache: `sar` and `eo` are C x h x w latents, the rest is as in `TrainingPairs`."""
 
     def __init__(self, cache: str | Path, crop_size: int, factor: int, channels: int, **options):
         index = json.loads((Path(cache) / "index.json").read_text())

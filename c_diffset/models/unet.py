@@ -1,5 +1,7 @@
 """UNets that see SAR beside the noisy EO image: pretrained ones widened, and small ones from scratch."""
 
+from math import gcd
+
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from peft import LoraConfig
@@ -73,8 +75,8 @@ def small_unet(
         down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",) * attention_levels,
         up_block_types=("AttnUpBlock2D",) * attention_levels + ("UpBlock2D",) * plain,
         add_attention=attention_levels > 0,
-        attention_head_dim=32,
-        norm_num_groups=min(32, block_out_channels[0] // 4),
+        attention_head_dim=min([32, *block_out_channels[plain:]]),
+        norm_num_groups=gcd(min(32, block_out_channels[0] // 4), *block_out_channels),
     )
     add_variance_channel(unet)
     return unet
@@ -83,8 +85,8 @@ def small_unet(
 def add_lora(unet: UNet2DConditionModel, rank: int) -> None:
     """Freeze the UNet and add a trainable LoRA of this rank to attention, `conv_in` and `conv_out`, in place.
 
-    `unet.save_lora_adapter(folder)` then writes a standard adapter, which `unet.load_lora_adapter` and
-    `unet.fuse_lora` of any UNet widened from the same base take.
+    `unet.save_lora_adapter(folder)` then writes a standard adapter; any UNet widened from the same base takes it with
+    `unet.load_lora_adapter(folder, prefix=None, use_safetensors=True)`, and `unet.fuse_lora()` adds it to the weights.
     """
     unet.requires_grad_(False)
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=LORA_TARGETS))

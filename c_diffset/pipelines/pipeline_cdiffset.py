@@ -455,6 +455,8 @@ class CDiffSETPipeline(DiffusionPipeline):
         self,
         save_directory,
         safe_serialization: bool = True,
+        variant: str | None = None,
+        *,
         push_to_hub: bool = False,
         repo_id: str | None = None,
         **kwargs,
@@ -469,7 +471,7 @@ class CDiffSETPipeline(DiffusionPipeline):
         if not safe_serialization:
             raise ValueError("safe_serialization is False: weights are only written as safetensors")
         hub = {name: kwargs.pop(name, None) for name in ("private", "token", "commit_message", "create_pr")}
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, variant=variant, **kwargs)
         Path(save_directory, "pipeline.py").write_text(SOURCE, encoding="utf-8")
         if push_to_hub:
             self._upload(save_directory, repo_id or Path(save_directory).name, **hub)

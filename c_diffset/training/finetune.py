@@ -19,7 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from c_diffset.data.batches import TrainingPairs, training_loader
 from c_diffset.data.latents import CachedPairs, build_latent_cache
 from c_diffset.data.pairs import load_pairs
-from c_diffset.models.unet import add_lora, small_unet, widen
+from c_diffset.models.unet import add_lora, add_variance_channel, small_unet, widen
 from c_diffset.objectives.denoising import add_noise, c_diff_loss, denoising_loss, min_snr_weight, prediction_target
 from c_diffset.pipelines.pipeline_cdiffset import SAR_DISPLAY, CDiffSETPipeline, encode_prompt_embeds
 from c_diffset.training.config import FinetuneConfig, ModelConfig, parse_config
@@ -50,7 +50,8 @@ def build_pipeline(config: ModelConfig) -> CDiffSETPipeline:
     index = DiffusionPipeline.load_config(config.base, revision=config.revision)
     if index.get("_class_name") == CDiffSETPipeline.__name__:
         pipe = CDiffSETPipeline.from_pretrained(config.base, revision=config.revision)
-        widen(pipe.unet, pipe.eo_channels) if pipe.vae is not None else None
+        if not pipe.predicts_variance:
+            add_variance_channel(pipe.unet)
         return pipe
     if not {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} <= set(index):
         raise ValueError(

@@ -81,7 +81,7 @@ def cosine_lr(step: int, config: OptimizerConfig, max_steps: int) -> float:
 
 
 class RunFolder:
-    """A run on disk: `pipeline/`, `best/`, `checkpoints/`, `samples/`, `config.yaml`, `metrics.jsonl`, TensorBoard logs."""
+    """A run on disk: `pipeline/`, `best/`, `checkpoints/`, `samples/`, `config.yaml`, `metrics.jsonl`, `logs/`."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -94,14 +94,7 @@ class RunFolder:
 
     def start(self, config) -> None:
         """Make the folder; refuse one that holds another run unless it is resumed."""
-        if (
-            self.newest_checkpoint() is None
-            and self.metrics.exists()
-            and self.metrics.stat().st_size
-            and not config.resume
-        ):
-            raise ValueError(f"output_dir {self.path} holds a run already: choose another folder")
-        if self.newest_checkpoint() is not None and not config.resume:
+        if not config.resume and (self.metrics.exists() or self.newest_checkpoint() is not None):
             raise ValueError(f"output_dir {self.path} holds a run already: set resume, or choose another folder")
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.samples.mkdir(exist_ok=True)

@@ -118,6 +118,12 @@ def test_small_unet_starts_with_variance_one(sar_channels):
     assert (raw_to_variance(output[:, 3]) == 1).all() and output[:, :3].std() > 0
 
 
+@pytest.mark.parametrize("widths", [[8, 16], [24, 32], [40, 60]])
+def test_small_unet_takes_any_widths(widths):
+    unet = small_unet(3, 3, widths, layers_per_block=1)
+    assert torch.isfinite(run(unet, torch.randn(1, 6, 16, 16))).all()
+
+
 @pytest.mark.parametrize("levels", [0, 1, 2])
 def test_small_unet_has_attention_at_the_coarsest_levels(levels):
     unet = small_unet(3, 3, [32, 32, 64], layers_per_block=1, attention_levels=levels)
