@@ -2,6 +2,7 @@
 
 import sys
 from importlib import import_module
+from inspect import signature
 
 from jsonargparse import ArgumentParser
 
@@ -13,7 +14,16 @@ COMMANDS = {
     "translate": ("c_diffset.scenes.translate:translate", "translate SAR images to EO images"),
     "evaluate": ("c_diffset.evaluation.report:evaluate", "measure a model on a split: metrics, floors, pictures"),
 }
-POSITIONALS = {"prepare": {"layout": {}, "source": {}, "out": {}}, "translate": {"inputs": {"nargs": "+"}}}
+# arguments whose form on the command line does not follow from the function's signature
+ARGUMENTS = {
+    "prepare": {
+        "layout": {"help": "sen1-2, sen12ms, qxs-saropt, sar2opt, spacenet6, folders or csv"},
+        "source": {"help": "the data set's folder; a file for csv"},
+        "out": {"help": "a new folder for the standard form"},
+    },
+    "translate": {"inputs": {"nargs": "+", "metavar": "INPUT", "help": "files, folders and glob patterns"}},
+    "evaluate": {"--model": {"required": True, "help": "folder or Hub id of the model"}},
+}
 HELP = f"""usage: c-diffset COMMAND [OPTION ...]
 
 Translate SAR images to EO images, and say how far each pixel can be trusted.
@@ -30,11 +40,20 @@ def command_parser(name: str) -> tuple[ArgumentParser, object]:
     module, function_name = target.split(":")
     function = getattr(import_module(module), function_name)
     parser = ArgumentParser(prog=f"c-diffset {name}", description=text[0].upper() + text[1:] + ".")
-    positionals = POSITIONALS.get(name, {})
-    for parameter, options in positionals.items():
-        parser.add_argument(parameter, **options)
-    parser.add_function_arguments(function, as_group=False, skip=set(positionals))
+    arguments = ARGUMENTS.get(name, {})
+    for argument, options in arguments.items():
+        parser.add_argument(argument, **options)
+    parser.add_function_arguments(function, as_group=False, skip={argument.strip("-") for argument in arguments})
     return parser, function
+
+
+def _spell_out_flags(args: list[str], function) -> list[str]:
+    """`--confidence` for `--confidence true`, and likewise for every parameter that is False by default."""
+    flags = {f"--{name}" for name, parameter in signature(function).parameters.items() if parameter.default is False}
+    spelt = []
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        spelt += [arg, "true"] if arg in flags and following not in ("true", "false") else [arg]
+    return spelt
 
 
 def main(args: list[str] | None = None) -> int:
@@ -53,7 +72,7 @@ def main(args: list[str] | None = None) -> int:
         import_module("c_diffset.training.finetune").main(args[1:])
         return 0
     parser, function = command_parser(args[0])
-    options = vars(parser.parse_args(args[1:]))
+    options = vars(parser.parse_args(_spell_out_flags(args[1:], function)))
     try:
         result = function(**options)
     except (ValueError, OSError) as error:

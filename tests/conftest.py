@@ -1,4 +1,4 @@
-"""Tiny pipelines of real components, for every test: `make_pipe("kl" | "tiny" | "pixel")`, random weights, no downloads."""
+"""Tiny pipelines of real components for every test: `make_pipe("kl" | "tiny" | "pixel")`, random, no downloads."""
 
 import json
 import string

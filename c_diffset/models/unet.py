@@ -26,7 +26,7 @@ def widen_conv_in(unet: UNet2DConditionModel | UNet2DModel) -> None:
 
 @torch.no_grad()
 def add_variance_channel(unet: UNet2DConditionModel | UNet2DModel) -> None:
-    """Append one output channel, the raw variance, in place: weights and bias zero, so that the variance starts at 1."""
+    """Append one output channel, the raw variance, in place: weights and bias zero, so the variance starts at 1."""
     old = unet.conv_out
     new = nn.Conv2d(old.in_channels, old.out_channels + 1, old.kernel_size, old.stride, old.padding)
     new.weight.zero_()
@@ -38,7 +38,7 @@ def add_variance_channel(unet: UNet2DConditionModel | UNet2DModel) -> None:
 
 
 def widen(unet: UNet2DConditionModel | UNet2DModel, eo_channels: int) -> None:
-    """Bring a pretrained UNet of `eo_channels` in and out to 2 x in and + 1 out, in place; finished ones stay as they are.
+    """Bring a pretrained UNet of `eo_channels` in and out to 2 x in, + 1 out, in place; finished ones are left alone.
 
     Raises:
         ValueError: the UNet has other channel counts than a text-to-image, a stage 1 or a stage 2 UNet has.

@@ -3,6 +3,7 @@
 import glob
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby, islice
@@ -11,9 +12,12 @@ from zlib import crc32
 
 import numpy as np
 import PIL.Image
+import rasterio
 import torch
+from rasterio.errors import NotGeoreferencedWarning
 from tqdm.auto import tqdm
 
+from c_diffset.cpu import use_whole_cpu
 from c_diffset.data.pairs import read_image
 from c_diffset.evaluation.images import image_generator
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, sar_to_tensor
@@ -85,57 +89,61 @@ def translate(
             confidence.
         OSError: an input that does not exist, or an output folder that cannot be written.
     """
-    outputs = plan_outputs(find_images(inputs), Path(output))
+    outputs = plan_outputs(find_images(inputs), Path(output), confidence)
     pipe = CDiffSETPipeline.from_pretrained(model, revision=revision)
     if confidence and not pipe.predicts_variance:
         raise ValueError(f"model {model} predicts no confidence: its UNet has no variance channel")
     pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pipe.set_progress_bar_config(disable=True)
+    if pipe.device.type == "cpu":
+        use_whole_cpu()
 
     result = Translation()
-    todo = {}
-    for source, target in outputs.items():
-        finished = target.exists() and (not confidence or confidence_path(target).exists())
-        if finished and not overwrite:
-            result.skipped.append(target)
+    todo = []
+    for source, targets in outputs.items():
+        if not overwrite and all(target.exists() for target in targets):
+            result.skipped.append(targets[0])
         else:
-            todo[source] = target
+            todo.append(source)
     with tqdm(total=len(todo), desc="translate", unit="image") as bar:
         for batch in _batches(_read(todo, pipe, result, bar), batch_size):
             generators = [image_generator(seed, crc32(source.name.encode())) for source, _ in batch]
             images = pipe([sar for _, sar in batch], num_inference_steps, generator=generators)
             for i, (source, _) in enumerate(batch):
-                if confidence:
+                target, *confidence_target = outputs[source]
+                for path in confidence_target:
                     values = (images.confidence[i] * 65535).round().astype(np.uint16)
-                    _save(PIL.Image.fromarray(values), confidence_path(todo[source]))
-                _save(images.images[i], todo[source])
-                result.written.append(todo[source])
+                    save_image(PIL.Image.fromarray(values), path, source)
+                save_image(images.images[i], target, source)
+                result.written.append(target)
             bar.update(len(batch))
     _report(result)
     return result
 
 
-def plan_outputs(sources: list[Path], output: Path) -> dict[Path, Path]:
-    """The output file of every input file; refuses whatever would be overwritten unawares."""
+def plan_outputs(sources: list[Path], output: Path, confidence: bool) -> dict[Path, list[Path]]:
+    """The output files of every input: the EO image, and the confidence map where asked for.
+
+    Raises:
+        ValueError: two inputs would share an output, or an output would replace an input.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    taken: dict[Path, Path] = {}
+    inputs = {source.resolve() for source in sources}
+    plan: dict[Path, list[Path]] = {}
+    owner: dict[Path, Path] = {}
     for source in sources:
-        target = output / source.name
-        if target in taken:
-            raise ValueError(f"{taken[target]} and {source} would both be written to {target}: translate them apart")
-        if target.resolve() == source.resolve():
-            raise ValueError(f"{target} would replace its own input: choose another output folder")
-        taken[target] = source
-    return {source: target for target, source in taken.items()}
-
-
-def confidence_path(target: Path) -> Path:
-    """Where the confidence map of an output image goes."""
-    return target.with_name(f"{target.stem}_confidence.png")
+        plan[source] = [output / source.name] + [output / f"{source.stem}_confidence.png"] * confidence
+        for target in plan[source]:
+            if target in owner:
+                raise ValueError(f"{owner[target]} and {source} would both become {target}: translate them apart")
+            if target.resolve() in inputs:
+                raise ValueError(f"{target} would replace an input: choose another output folder")
+            owner[target] = source
+    return plan
 
 
 def _read(
-    todo: dict[Path, Path], pipe: CDiffSETPipeline, result: Translation, bar
+    todo: list[Path], pipe: CDiffSETPipeline, result: Translation, bar
 ) -> Iterator[tuple[Path, np.ndarray]]:
     """The images that can be read and fit the model; the others go into `result.failed`."""
     for source in todo:
@@ -158,13 +166,28 @@ def _batches(images: Iterator[tuple[Path, np.ndarray]], batch_size: int) -> Iter
             yield batch
 
 
-def _save(image: PIL.Image.Image, target: Path) -> None:
-    """Write aside and rename, so that a file under its final name is complete."""
+def save_image(image: PIL.Image.Image, target: Path, source: Path) -> None:
+    """Write aside and rename, so that a file under its final name is complete; a TIFF keeps the place of its source."""
     aside = target.with_name(f".{target.name}.partial")
-    options = {"quality": 95} if target.suffix.lower() in (".jpg", ".jpeg") else {}
-    with open(aside, "wb") as file:
-        image.save(file, format=PIL.Image.registered_extensions()[target.suffix.lower()], **options)
+    suffix = target.suffix.lower()
+    if suffix in (".tif", ".tiff"):
+        _save_tiff(np.asarray(image), aside, source)
+    else:
+        options = {"quality": 95} if suffix in (".jpg", ".jpeg") else {}
+        image.save(aside, format="PNG" if suffix == ".png" else "JPEG", **options)
     os.replace(aside, target)
+
+
+def _save_tiff(pixels: np.ndarray, path: Path, source: Path) -> None:
+    """An RGB image H x W x 3 as TIFF, with the coordinates of the image it was made from."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(source) as raster:
+            place = {"crs": raster.crs, "transform": raster.transform}
+        size = {"height": pixels.shape[0], "width": pixels.shape[1], "count": 3}
+        options = {"dtype": "uint8", "photometric": "RGB", "compress": "deflate"}
+        with rasterio.open(path, "w", driver="GTiff", **size, **options, **place) as raster:
+            raster.write(np.moveaxis(pixels, -1, 0))
 
 
 def _report(result: Translation) -> None:

@@ -112,7 +112,7 @@ def test_c_diff_loss(arrays):
 
 
 def test_no_gradient_flows_through_the_weight_of_the_c_diff_loss(arrays):
-    """With w = s2^sqrt(abar) held fixed: dL/d mu = w (mu - y) / s2, dL/d s2 = w/2 (1/s2 - (y - mu)^2 / s2^2), each / n."""
+    """With w = s2^sqrt(abar) fixed: n dL/d mu = w (mu - y) / s2, n dL/d s2 = w/2 (1/s2 - (y - mu)^2 / s2^2)."""
     t = tensors(arrays)
     t["prediction"].requires_grad_()
     t["raw"].requires_grad_()

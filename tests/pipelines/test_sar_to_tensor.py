@@ -96,7 +96,11 @@ def test_a_ratio_of_powers_is_a_difference_in_db():
 @pytest.mark.parametrize("units", ["db", "power", "amplitude"])
 @pytest.mark.parametrize("form", [lambda x: x, PIL.Image.fromarray, torch.from_numpy])
 def test_8_bit_input_for_backscatter_is_refused(pixels, units, form):
-    refused(form(pixels), DB | {"units": units}, f"integer SAR pixels (full scale 255), but this model reads backscatter as {units}")
+    refused(
+        form(pixels),
+        DB | {"units": units},
+        f"integer SAR pixels (full scale 255), but this model reads backscatter as {units}",
+    )
 
 
 def test_backscatter_for_display_values_is_refused():
@@ -146,7 +150,10 @@ def test_defaults_of_the_transform():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"units": "decibel"}, "sar_transform['units'] is 'decibel': expected one of ['display', 'db', 'power', 'amplitude']"),
+        (
+            {"units": "decibel"},
+            "sar_transform['units'] is 'decibel': expected one of ['display', 'db', 'power', 'amplitude']",
+        ),
         ({"units": None}, "sar_transform['units'] is None"),
         ({"range": [0, -30]}, "sar_transform['range'] is [0, -30]: expected [low, high], two numbers with low < high"),
         ({"range": [0, 0]}, "sar_transform['range'] is [0, 0]"),
@@ -157,7 +164,10 @@ def test_defaults_of_the_transform():
         ({"channels": []}, "sar_transform['channels'] is []"),
         ({"channels": 0}, "sar_transform['channels'] is 0"),
         ({"channels": "0-1"}, "sar_transform['channels'] is '0-1'"),
-        ({"channels": [-1]}, "sar_transform['channels'] is [-1]: expected a list of band indices, or 'i-j' for a ratio"),
+        (
+            {"channels": [-1]},
+            "sar_transform['channels'] is [-1]: expected a list of band indices, or 'i-j' for a ratio",
+        ),
         ({"channels": [0.5]}, "sar_transform['channels'] is [0.5]"),
         ({"channels": ["vv"]}, "sar_transform['channels'] is ['vv']"),
         ({"channels": ["0-1-2"]}, "sar_transform['channels'] is ['0-1-2']"),

@@ -1,0 +1,88 @@
+"""The console, from pairs to metrics, as a user types it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from c_diffset.cli import COMMANDS, main
+from c_diffset.data.synthetic import write_pairs
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*args, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([str(arg) for arg in args], cwd=ROOT, capture_output=True, text=True, **options)
+
+
+def test_help_names_every_command_without_loading_torch():
+    code = "import sys; from c_diffset.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    shown = run(sys.executable, "-c", code)
+    assert shown.returncode == 0, shown.stderr
+    assert all(name in shown.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_shows_its_options(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert "--" in capsys.readouterr().out
+
+
+def test_wrong_usage_is_named(capsys):
+    assert main(["transalte"]) == 2
+    assert "unknown command 'transalte'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["translate", "x.png", "--model", "m", "--output", "o", "--num_steps", "3"])
+    assert stop.value.code == 2
+    assert "--num_steps" in capsys.readouterr().err
+    assert main(["translate", "absent.png", "--model", "m", "--output", "o"]) == 2
+    assert "absent.png" in capsys.readouterr().err
+
+
+def test_from_pairs_to_metrics(tmp_path):
+    for split, count in (("train", 4), ("validation", 2), ("test", 2)):
+        write_pairs(tmp_path / "raw", count, size=32, split=split)
+
+    prepare = ["prepare", "folders", tmp_path / "raw/train", tmp_path / "data", "--fractions", "[0.5,0.25,0.25]"]
+    done = run(sys.executable, "-m", "c_diffset", *prepare)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "data/train/metadata.jsonl").is_file()
+
+    config = {
+        "output_dir": str(tmp_path / "run"),
+        "model": {
+            "unet": {"block_out_channels": [8, 32], "layers_per_block": 1},
+            "sar_transform": {"units": "display", "range": [0.0, 1.0], "channels": [0]},
+            "prediction_type": "v_prediction",
+            "zero_terminal_snr": True,
+            "default_num_inference_steps": 2,
+        },
+        "data": {"source": str(tmp_path / "data"), "crop_size": 32},
+        "validation": {"every": 2, "num_images": 1, "crop_size": 32},
+        "max_steps": 4,
+        "batch_size": 2,
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    launch = [Path(sys.executable).parent / "accelerate", "launch", "--config_file", "accelerate_config.yaml"]
+    done = run(*launch, "tools/finetune.py", "--config", tmp_path / "config.yaml", "--optimizer.learning_rate", "1e-4")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/pipeline/pipeline.py").is_file() and (tmp_path / "run/best/model_index.json").is_file()
+
+    model = ["--model", tmp_path / "run/pipeline"]
+    translate = [tmp_path / "raw/test/sar", *model, "--output", tmp_path / "eo", "--confidence"]
+    done = run(sys.executable, "-m", "c_diffset", "translate", *translate)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "eo").glob("*_confidence.png"))) == 2
+
+    evaluate = ["--data", tmp_path / "raw", "--output", tmp_path / "metrics", "--download", "false"]
+    done = run(sys.executable, "-m", "c_diffset", "evaluate", *model, *evaluate)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "metrics/metrics.json").read_text())
+    assert report["n"] == 2 and 0 < report["mean"]["psnr"] < 60
+    assert {"fid", "kid"} <= {entry["metric"] for entry in report["left_out"]} | set(report["mean"])
+    assert (tmp_path / "metrics/grid.png").is_file()
