@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from hypothesis import settings
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from c_diffset.models.unet import small_unet
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 
+settings.register_profile("c_diffset", deadline=None)  # how busy the machine is decides no test
+settings.load_profile("c_diffset")
 SPACES = ("kl", "tiny", "pixel")
 
 

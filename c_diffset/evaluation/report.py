@@ -35,6 +35,7 @@ from c_diffset.evaluation.metrics import (
     load_lpips,
     lpips_features,
 )
+from c_diffset.loading import Precision, load_pipeline
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 
 GRID_LABELS = ("SAR", "generated", "EO", "confidence")
@@ -63,6 +64,7 @@ def evaluate(
     grid_rows: int = 8,
     revision: str | None = None,
     device: str | None = None,
+    dtype: Precision = "float32",
     overwrite: bool = False,
 ) -> dict:
     """Evaluate a model on a split, print a table, and write `metrics.json`, `per_image.csv` and `grid.png`.
@@ -85,6 +87,7 @@ def evaluate(
         grid_rows: how many images the picture shows, the first ones.
         revision: of a Hub id.
         device: by default CUDA where there is one; a given pipeline stays where it is.
+        dtype: precision of the model; a given pipeline stays as it is.
         overwrite: write into a folder that is not empty.
 
     Returns:
@@ -96,7 +99,8 @@ def evaluate(
     """
     _check_output(output, overwrite)
     pairs = SplitPairs(load_pairs(data, split), crop_size, max_images)
-    pipe = _load_pipeline(model, revision, device)
+    pipe = model if isinstance(model, CDiffSETPipeline) else load_pipeline(model, revision, device, dtype)
+    pipe.set_progress_bar_config(disable=True)
     left_out: LeftOut = []
     lpips_model = _load_lpips(lpips_net, lpips_weights, download, pipe.device, left_out)
     features = _load_features(lpips_model, inception_weights, download, pipe.device, left_out)
@@ -214,16 +218,6 @@ def _train_colour(rows: Pairs | None, left_out: LeftOut) -> list[float] | None:
 
 
 # ------------------------------------------------------------------------------------------ models and their use
-
-
-def _load_pipeline(model, revision: str | None, device: str | None) -> CDiffSETPipeline:
-    if isinstance(model, CDiffSETPipeline):
-        pipe = model
-    else:
-        pipe = CDiffSETPipeline.from_pretrained(model, revision=revision)
-        pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def _load_lpips(net, weights, download, device, left_out: LeftOut) -> lpips.LPIPS | None:

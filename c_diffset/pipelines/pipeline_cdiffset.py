@@ -80,7 +80,8 @@ def check_sar_transform(sar_transform: dict) -> dict:
     """The transform (see `sar_to_tensor`) with its defaults filled in.
 
     Raises:
-        ValueError: unknown keys or units, a `range` other than [low, high] with low < high, or malformed `channels`.
+        ValueError: unknown keys or units, malformed `channels`, or a `range` that is neither [low, high], low < high,
+            nor one such pair for each channel.
     """
     unknown = set(sar_transform) - {"units", "range", "channels"}
     if unknown:
@@ -89,15 +90,29 @@ def check_sar_transform(sar_transform: dict) -> dict:
     if units not in DEFAULT_RANGE:
         raise ValueError(f"sar_transform['units'] is {units!r}: expected one of {list(DEFAULT_RANGE)}")
     limits, channels = sar_transform.get("range", DEFAULT_RANGE[units]), sar_transform.get("channels", [0, 0, 0])
-    pair = isinstance(limits, list | tuple) and len(limits) == 2
-    if not pair or not all(isinstance(x, int | float) and math.isfinite(x) for x in limits) or limits[0] >= limits[1]:
-        raise ValueError(f"sar_transform['range'] is {limits}: expected [low, high], two numbers with low < high")
     bands = isinstance(channels, list | tuple) and [re.fullmatch(r"\d+(-\d+)?", str(channel)) for channel in channels]
     if not bands or not all(bands):
         raise ValueError(
             f"sar_transform['channels'] is {channels!r}: expected a list of band indices, or 'i-j' for a ratio"
         )
-    return {"units": units, "range": list(limits), "channels": list(channels)}
+    each = isinstance(limits, list | tuple) and len(limits) == len(channels) and all(map(_is_range, limits))
+    if not _is_range(limits) and not each:
+        raise ValueError(
+            f"sar_transform['range'] is {limits}: expected [low, high], two numbers with low < high, or one such pair "
+            f"for each of the {len(channels)} channels"
+        )
+    return {
+        "units": units,
+        "range": [list(pair) for pair in limits] if each else list(limits),
+        "channels": list(channels),
+    }
+
+
+def _is_range(limits) -> bool:
+    """Whether this is [low, high], finite, with low < high."""
+    if not isinstance(limits, list | tuple) or len(limits) != 2:
+        return False
+    return all(isinstance(x, int | float) and math.isfinite(x) for x in limits) and limits[0] < limits[1]
 
 
 def _to_bands(image) -> tuple[torch.Tensor, float | None]:
@@ -150,8 +165,9 @@ def sar_to_tensor(image, sar_transform: dict) -> torch.Tensor:
         image: PIL image, array H x W or H x W x bands, or tensor H x W or bands x H x W.
         sar_transform: `units` ("display": integers scaled by their full scale, floats in [0, 1]; "db"; "power" and
             "amplitude", linear), `range` [low, high] (fraction of full scale, default [0, 1], or dB, default [-30, 0])
-            mapped to [-1, 1] and clipped, and `channels` (default [0, 0, 0]): for each model channel a band index, or
-            "i-j" for the difference of two bands (in dB: their ratio).
+            mapped to [-1, 1] and clipped, for all channels or a list with one for each, and `channels` (default
+            [0, 0, 0]): for each model channel a band index, or "i-j" for the difference of two bands (in dB: their
+            ratio).
 
     Raises:
         ValueError: NaN or infinite pixels, bands that do not fit `channels`, values that cannot be in `units`, or a
@@ -171,7 +187,7 @@ def sar_to_tensor(image, sar_transform: dict) -> torch.Tensor:
         )
     values = _to_units(bands, full_scale, transform["units"])
     picked = torch.stack([values[pick[0]] - values[pick[1]] if len(pick) == 2 else values[pick[0]] for pick in picks])
-    low, high = transform["range"]
+    low, high = torch.tensor(transform["range"]).expand(len(picks), 2).T.reshape(2, -1, 1, 1)
     return ((picked - low) / (high - low)).clamp(0, 1) * 2 - 1
 
 

@@ -13,13 +13,12 @@ from zlib import crc32
 import numpy as np
 import PIL.Image
 import rasterio
-import torch
 from rasterio.errors import NotGeoreferencedWarning
 from tqdm.auto import tqdm
 
-from c_diffset.cpu import use_whole_cpu
 from c_diffset.data.pairs import read_image
 from c_diffset.evaluation.images import image_generator
+from c_diffset.loading import Precision, load_pipeline
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, sar_to_tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -65,6 +64,7 @@ def translate(
     confidence: bool = False,
     overwrite: bool = False,
     device: str | None = None,
+    dtype: Precision = "float32",
     revision: str | None = None,
 ) -> Translation:
     """Translate SAR images (PNG, JPEG, TIFF) to EO images of the same names.
@@ -79,6 +79,7 @@ def translate(
         confidence: also write NAME_confidence.png, 16 bits, 65535 standing for 1.
         overwrite: redo what is in `output` already, instead of skipping it.
         device: by default CUDA where there is one.
+        dtype: precision of the model; half precision is faster on most GPUs and on CPUs with AMX.
         revision: revision of a Hub id.
 
     Returns:
@@ -90,13 +91,9 @@ def translate(
         OSError: an input that does not exist, or an output folder that cannot be written.
     """
     outputs = plan_outputs(find_images(inputs), Path(output), confidence)
-    pipe = CDiffSETPipeline.from_pretrained(model, revision=revision)
+    pipe = load_pipeline(model, revision, device, dtype)
     if confidence and not pipe.predicts_variance:
         raise ValueError(f"model {model} predicts no confidence: its UNet has no variance channel")
-    pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    pipe.set_progress_bar_config(disable=True)
-    if pipe.device.type == "cpu":
-        use_whole_cpu()
 
     result = Translation()
     todo = []
@@ -108,13 +105,15 @@ def translate(
     with tqdm(total=len(todo), desc="translate", unit="image") as bar:
         for batch in _batches(_read(todo, pipe, result, bar), batch_size):
             generators = [image_generator(seed, crc32(source.name.encode())) for source, _ in batch]
-            images = pipe([sar for _, sar in batch], num_inference_steps, generator=generators)
+            images = pipe([sar for _, sar in batch], num_inference_steps, generator=generators, output_type="np")
             for i, (source, _) in enumerate(batch):
+                if not np.isfinite(images.images[i]).all():
+                    result.failed[source] = "the model's image holds NaN or infinite values"
+                    continue
                 target, *confidence_target = outputs[source]
                 for path in confidence_target:
-                    values = (images.confidence[i] * 65535).round().astype(np.uint16)
-                    save_image(PIL.Image.fromarray(values), path, source)
-                save_image(images.images[i], target, source)
+                    save_image((images.confidence[i] * 65535).round().astype(np.uint16), path, source)
+                save_image((images.images[i] * 255).round().astype(np.uint8), target, source)
                 result.written.append(target)
             bar.update(len(batch))
     _report(result)
@@ -142,9 +141,7 @@ def plan_outputs(sources: list[Path], output: Path, confidence: bool) -> dict[Pa
     return plan
 
 
-def _read(
-    todo: list[Path], pipe: CDiffSETPipeline, result: Translation, bar
-) -> Iterator[tuple[Path, np.ndarray]]:
+def _read(todo: list[Path], pipe: CDiffSETPipeline, result: Translation, bar) -> Iterator[tuple[Path, np.ndarray]]:
     """The images that can be read and fit the model; the others go into `result.failed`."""
     for source in todo:
         try:
@@ -166,15 +163,18 @@ def _batches(images: Iterator[tuple[Path, np.ndarray]], batch_size: int) -> Iter
             yield batch
 
 
-def save_image(image: PIL.Image.Image, target: Path, source: Path) -> None:
-    """Write aside and rename, so that a file under its final name is complete; a TIFF keeps the place of its source."""
+def save_image(pixels: np.ndarray, target: Path, source: Path) -> None:
+    """Write uint8 H x W x 3 or uint16 H x W aside and rename, so that a file under its final name is complete.
+
+    A TIFF keeps the coordinates of its source.
+    """
     aside = target.with_name(f".{target.name}.partial")
     suffix = target.suffix.lower()
     if suffix in (".tif", ".tiff"):
-        _save_tiff(np.asarray(image), aside, source)
+        _save_tiff(pixels, aside, source)
     else:
         options = {"quality": 95} if suffix in (".jpg", ".jpeg") else {}
-        image.save(aside, format="PNG" if suffix == ".png" else "JPEG", **options)
+        PIL.Image.fromarray(pixels).save(aside, format="PNG" if suffix == ".png" else "JPEG", **options)
     os.replace(aside, target)
 
 

@@ -180,6 +180,10 @@ class FinetuneConfig:
     def __post_init__(self):
         if (self.model.base is None) == (self.model.unet is None):
             raise ValueError("model: give either `base` (fine-tune) or `unet` (from scratch), and not both")
+        if self.model.zero_terminal_snr and self.model.base is None and self.model.prediction_type == "epsilon":
+            raise ValueError(
+                "model.zero_terminal_snr needs prediction_type v_prediction or sample: pure noise predicts no noise"
+            )
         if self.data.latent_cache and self.model.base is None and self.model.vae is None:
             raise ValueError("data.latent_cache is set, but pixel space (no model.vae) has no latents: remove it")
         if self.data.latent_cache and self.data.streaming:

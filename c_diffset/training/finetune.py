@@ -21,7 +21,12 @@ from c_diffset.data.latents import CachedPairs, build_latent_cache
 from c_diffset.data.pairs import load_pairs
 from c_diffset.models.unet import add_lora, add_variance_channel, small_unet, widen
 from c_diffset.objectives.denoising import add_noise, c_diff_loss, denoising_loss, min_snr_weight, prediction_target
-from c_diffset.pipelines.pipeline_cdiffset import SAR_DISPLAY, CDiffSETPipeline, encode_prompt_embeds
+from c_diffset.pipelines.pipeline_cdiffset import (
+    SAR_DISPLAY,
+    CDiffSETPipeline,
+    check_sar_transform,
+    encode_prompt_embeds,
+)
 from c_diffset.training.config import FinetuneConfig, ModelConfig, parse_config
 from c_diffset.training.loop import cosine_lr, make_accelerator, make_optimizer, train
 from c_diffset.training.validation import Validator
@@ -49,7 +54,8 @@ def build_pipeline(config: ModelConfig) -> CDiffSETPipeline:
         return _from_scratch(config)
     index = DiffusionPipeline.load_config(config.base, revision=config.revision)
     if index.get("_class_name") == CDiffSETPipeline.__name__:
-        pipe = CDiffSETPipeline.from_pretrained(config.base, revision=config.revision)
+        where = dict(revision=config.revision, text_encoder=None, tokenizer=None)  # the prompt's embedding is stored
+        pipe = CDiffSETPipeline.from_pretrained(config.base, **where)
         if not pipe.predicts_variance:
             add_variance_channel(pipe.unet)
         return pipe
@@ -90,7 +96,7 @@ def _from_stable_diffusion(config: ModelConfig) -> CDiffSETPipeline:
 
 def _from_scratch(config: ModelConfig) -> CDiffSETPipeline:
     vae = None if config.vae is None else load_autoencoder(config.vae)
-    transform = config.sar_transform or SAR_DISPLAY
+    transform = check_sar_transform(config.sar_transform or SAR_DISPLAY)
     eo_channels = 3 if vae is None else vae.config.latent_channels
     sar_channels = len(transform["channels"]) if vae is None else eo_channels
     scheduler = DDIMScheduler(

@@ -183,3 +183,11 @@ def test_a_malformed_transform_is_refused(change, message):
 def test_a_transform_without_units_is_refused():
     with pytest.raises(ValueError, match=re.escape("sar_transform['units'] is None")):
         check_sar_transform({"range": [0, 1], "channels": [0]})
+
+
+def test_each_channel_can_have_its_own_range():
+    vv_vh = np.array([[[-10.0, -20.0]]])
+    transform = {"units": "db", "channels": [0, 1, "0-1"], "range": [[-20, 0], [-30, -10], [0, 20]]}
+    assert sar_to_tensor(vv_vh, transform).flatten().tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match="one such pair for each of the 3 channels"):
+        sar_to_tensor(vv_vh, transform | {"range": [[-20, 0], [-30, -10]]})
