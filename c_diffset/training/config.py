@@ -1,9 +1,10 @@
 """The typed settings behind `train_configs/*.yaml`; an unknown key or a wrong type is an error before any work."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 
@@ -224,10 +225,39 @@ def parse_config(config_class: type, description: str, args: list[str] | None = 
 def save_config(config, path: Path) -> None:
     """Write the resolved settings as YAML that `--config` reads again."""
     parser = config_parser(type(config), "")
-    path.write_text(parser.dump(parser.parse_object(_to_namespace(config)), skip_none=False))
+    path.write_text(parser.dump(parser.parse_object(Namespace(asdict(config))), skip_none=False))
 
 
-def _to_namespace(config) -> Namespace:
-    from dataclasses import asdict
+# settings that a resumed run may change: they alter neither the updates nor what is averaged
+FREE_ON_RESUME = {
+    *("output_dir", "model.base", "model.vae", "data.source", "data.latent_cache", "data.validation_split"),
+    *("data.num_workers", "log_every", "checkpoint_every", "keep_checkpoints", "compile", "channels_last"),
+    *("resume", "push_to_hub", "gradient_checkpointing"),
+}
 
-    return Namespace(asdict(config))
+
+def check_same_run(config, stored: Path) -> None:
+    """Refuse to go on with a run under settings that would have made another run of it.
+
+    Raises:
+        ValueError: a setting differs from `stored`, the `config.yaml` of the run; the message names it.
+    """
+    now, then = _flatten(asdict(config)), _flatten(yaml.safe_load(stored.read_text()))
+    for key, value in now.items():
+        free = key in FREE_ON_RESUME or key.startswith("validation.")
+        if not free and key in then and then[key] != value:
+            raise ValueError(
+                f"{key} is {value}, but the run in {stored.parent} was started with {then[key]}: "
+                "restore it, or choose another output_dir"
+            )
+
+
+def _flatten(settings: dict, prefix: str = "") -> dict:
+    """Nested settings to dotted keys; tuples as lists, as YAML has them."""
+    flat = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat

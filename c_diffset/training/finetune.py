@@ -28,7 +28,7 @@ from c_diffset.pipelines.pipeline_cdiffset import (
     encode_prompt_embeds,
 )
 from c_diffset.training.config import FinetuneConfig, ModelConfig, parse_config
-from c_diffset.training.loop import cosine_lr, make_accelerator, make_optimizer, train
+from c_diffset.training.loop import RunFolder, cosine_lr, make_accelerator, make_optimizer, train
 from c_diffset.training.validation import Validator
 
 PRECISION = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -219,6 +219,11 @@ class Finetune:
             model.unload_lora()
         components = self.pipe.components | {"unet": model}
         return CDiffSETPipeline(**components, **_settings(self.pipe))
+
+    def save_adapter(self, run: RunFolder) -> None:
+        """Write a LoRA as a standard adapter, `lora/`."""
+        if self.config.model.lora_rank:
+            run.replace("lora", self.model.save_lora_adapter)
 
     def validate(self, pipe: CDiffSETPipeline, samples: Path, step: int) -> dict[str, float] | None:
         """Metrics on the validation split, with a picture grid."""

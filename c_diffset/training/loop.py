@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from math import cos, pi
 from pathlib import Path
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from c_diffset.cpu import use_whole_cpu
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
-from c_diffset.training.config import OptimizerConfig, save_config
+from c_diffset.training.config import OptimizerConfig, check_same_run, save_config
 
 
 class Task(Protocol):
@@ -41,6 +42,9 @@ class Task(Protocol):
 
     def pipeline(self, model: nn.Module) -> CDiffSETPipeline:
         """A complete pipeline around a model."""
+
+    def save_adapter(self, run: "RunFolder") -> None:
+        """Write the adapter, where one is trained instead of all weights."""
 
     def validate(self, pipe: CDiffSETPipeline, samples: Path, step: int) -> dict[str, float] | None:
         """Metrics of the pipeline on the validation split, with a picture grid in `samples`; None without one."""
@@ -93,14 +97,25 @@ class RunFolder:
         return max(self.checkpoints.glob("step_????????"), default=None)
 
     def start(self, config) -> None:
-        """Make the folder; refuse one that holds another run unless it is resumed."""
+        """Make the folder; refuse one that holds another run, or the same one unless it is resumed."""
         if not config.resume and (self.metrics.exists() or self.newest_checkpoint() is not None):
             raise ValueError(f"output_dir {self.path} holds a run already: set resume, or choose another folder")
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.samples.mkdir(exist_ok=True)
+        self._clear_up()
+        stored = self.path / "config.yaml"
+        if self.newest_checkpoint() is not None and stored.exists():
+            check_same_run(config, stored)
+        save_config(config, stored)
+
+    def _clear_up(self) -> None:
+        """Finish or remove what a killed run left half done."""
+        for old in self.path.glob("*.old.tmp"):  # killed between the two renames: the new pipeline is complete
+            name = old.name.removesuffix(".old.tmp")
+            if not (self.path / name).exists():
+                (self.path / f"{name}.tmp").rename(self.path / name)
         for leftover in [*self.path.glob("*.tmp"), *self.checkpoints.glob("*.tmp")]:
             shutil.rmtree(leftover)
-        save_config(config, self.path / "config.yaml")
 
     def forget_after(self, step: int) -> None:
         """Drop the log lines of updates that a resumed run will do again."""
@@ -125,10 +140,10 @@ class RunFolder:
         values = [row[f"validation/{metric}"] for row in rows if f"validation/{metric}" in row]
         return (min if metric == "lpips" else max)(values, default=None)
 
-    def save_pipeline(self, pipe: CDiffSETPipeline, name: str) -> None:
-        """Write a complete pipeline aside, then put it in place of the old one."""
+    def replace(self, name: str, write: Callable[[Path], object]) -> None:
+        """Let `write` fill a folder aside, then put it in place of the old one."""
         aside, target, old = (self.path / part for part in (f"{name}.tmp", name, f"{name}.old.tmp"))
-        pipe.save_pretrained(aside)
+        write(aside)
         if target.exists():
             target.rename(old)
         aside.rename(target)
@@ -236,7 +251,8 @@ def train(task: Task, config, accelerator: Accelerator) -> Path:
             save_checkpoint(accelerator, run, progress.step, config.keep_checkpoints)
             if accelerator.is_main_process:
                 with averaged_weights(ema, task.model):
-                    run.save_pipeline(task.pipeline(task.model), "pipeline")
+                    run.replace("pipeline", task.pipeline(task.model).save_pretrained)
+                    task.save_adapter(run)
         if validation_due or checkpoint_due:
             logged_at, logged_step = time.perf_counter(), progress.step
     bar.close()
@@ -261,7 +277,7 @@ def _validate(task: Task, config, accelerator: Accelerator, run: RunFolder, ema:
                 best = run.best_value(metric)
                 value = values[metric]
                 if best is None or (value < best if metric == "lpips" else value > best):
-                    run.save_pipeline(pipe, "best")
+                    run.replace("best", pipe.save_pretrained)
                 named = {f"validation/{name}": value for name, value in values.items()}
                 run.log(step=step, **named)
                 accelerator.log(named, step=step)

@@ -1,0 +1,188 @@
+"""Fine-tuning in its forms, with real components at tiny size."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+
+from c_diffset.data.pairs import load_pairs
+from c_diffset.data.synthetic import write_pairs
+from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+from c_diffset.training.config import (
+    DataConfig,
+    FinetuneConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SmallUNetConfig,
+    ValidationConfig,
+)
+from c_diffset.training.finetune import Finetune, build_pipeline, finetune
+from c_diffset.training.loop import make_accelerator, make_optimizer
+from tests.conftest import tiny_conditional_unet, tiny_text, tiny_vae
+
+SAR = {"units": "display", "range": [0.0, 1.0], "channels": [0]}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("pairs")
+    for split, count in (("train", 6), ("validation", 2)):
+        write_pairs(folder, count, size=32, split=split)
+    return str(folder)
+
+
+def settings(source: str, output: Path, **changes) -> FinetuneConfig:
+    """A pixel-space model of a few thousand weights, four updates, no validation."""
+    config = FinetuneConfig(
+        output_dir=str(output),
+        model=ModelConfig(
+            unet=SmallUNetConfig(block_out_channels=[8, 32], layers_per_block=1),
+            prediction_type="v_prediction",
+            zero_terminal_snr=True,
+            sar_transform=SAR,
+            default_num_inference_steps=2,
+        ),
+        data=DataConfig(source=source, crop_size=16, validation_split=None),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=2),
+        max_steps=4,
+        batch_size=2,
+        ema_decay=0.9,
+        log_every=1,
+    )
+    return replace(config, **changes)
+
+
+def losses(output: Path, key: str = "loss") -> list[float]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if key in line]
+
+
+@pytest.fixture(scope="module")
+def stable_diffusion(tmp_path_factory) -> str:
+    """A folder of the form of Stable Diffusion, at tiny size."""
+    folder = tmp_path_factory.mktemp("sd")
+    torch.manual_seed(0)
+    text_encoder, tokenizer = tiny_text(folder / "text")
+    StableDiffusionPipeline(
+        vae=tiny_vae(),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=tiny_conditional_unet(4, 4),
+        scheduler=DDPMScheduler(beta_schedule="scaled_linear"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder / "sd")
+    return str(folder / "sd")
+
+
+def test_the_loss_falls_and_the_run_folder_is_complete(source, tmp_path):
+    data = DataConfig(source=source, crop_size=16)
+    validation = ValidationConfig(every=30, num_images=2, crop_size=16, num_inference_steps=2)
+    config = settings(source, tmp_path / "run", max_steps=60, stage="denoising", data=data, validation=validation)
+    folder = finetune(replace(config, batch_size=8))
+    values = losses(tmp_path / "run")
+    assert sum(values[-10:]) < 0.8 * sum(values[:10])
+    assert len(losses(tmp_path / "run", "validation/psnr")) == 2
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"pipeline", "best", "checkpoints", "samples", "config.yaml", "metrics.jsonl", "logs"} <= names
+    assert list((tmp_path / "run/logs").rglob("events.out.tfevents*"))
+    assert len(list((tmp_path / "run/samples").glob("*.png"))) == 2
+    unet = CDiffSETPipeline.from_pretrained(folder).unet
+    assert unet.conv_out.weight[-1].abs().max() == 0, "stage 1 leaves the variance at 1"
+
+
+def test_stage_2_goes_on_from_a_finished_stage_1_and_trains_the_variance(source, tmp_path):
+    first = finetune(settings(source, tmp_path / "first", stage="denoising"))
+    model = ModelConfig(base=str(first))
+    second = finetune(settings(source, tmp_path / "second", stage="confidence", model=model))
+    pipe = CDiffSETPipeline.from_pretrained(second)
+    assert pipe.unet.conv_out.weight[-1].abs().max() > 0
+    assert pipe.config.sar_transform == SAR
+    assert "error" in (tmp_path / "second/metrics.jsonl").read_text()
+
+
+def test_stable_diffusion_is_widened_and_trained_out_of_the_cache(source, tmp_path, stable_diffusion):
+    data = DataConfig(source=source, crop_size=16, validation_split=None, latent_cache=str(tmp_path / "cache"))
+    config = settings(source, tmp_path / "run", model=ModelConfig(base=stable_diffusion), data=data)
+    pipe = CDiffSETPipeline.from_pretrained(finetune(replace(config, gradient_checkpointing=True)))
+    assert (pipe.unet.config.in_channels, pipe.unet.config.out_channels) == (8, 5)
+    assert pipe.text_encoder is None and pipe.config.prompt_embeds is not None
+    assert pipe.scheduler.config.timestep_spacing == "trailing" and not pipe.scheduler.config.clip_sample
+    assert len(losses(tmp_path / "run")) == 4
+
+
+def test_a_lora_is_saved_fused_and_as_an_adapter(source, tmp_path, stable_diffusion):
+    model = ModelConfig(base=stable_diffusion, lora_rank=2)
+    folder = finetune(settings(source, tmp_path / "run", model=model))
+    fused = CDiffSETPipeline.from_pretrained(folder).unet
+    assert not any("lora" in name for name in fused.state_dict())
+
+    base = build_pipeline(ModelConfig(base=stable_diffusion)).unet
+    assert not torch.equal(fused.conv_in.weight, base.conv_in.weight)
+    assert torch.equal(fused.mid_block.resnets[0].conv1.weight, base.mid_block.resnets[0].conv1.weight)
+    base.load_lora_adapter(tmp_path / "run/lora", prefix=None, use_safetensors=True)
+    base.fuse_lora()
+    base.unload_lora()
+    for name, value in fused.state_dict().items():
+        torch.testing.assert_close(base.state_dict()[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_the_cache_gives_the_loss_of_the_images_themselves(source, tmp_path, stable_diffusion):
+    """Without augmentation and with crops of the whole image, both ways show the model the same batch."""
+    data = DataConfig(source=source, crop_size=32, validation_split=None, augment=False)
+    config = settings(source, tmp_path / "plain", model=ModelConfig(base=stable_diffusion), data=data)
+    finetune(config)
+    cached = replace(data, latent_cache=str(tmp_path / "cache"))
+    finetune(replace(config, output_dir=str(tmp_path / "cached"), data=cached))
+    torch.testing.assert_close(losses(tmp_path / "cached")[0], losses(tmp_path / "plain")[0], rtol=1e-3, atol=1e-4)
+
+
+def test_streaming_trains_on_the_same_kind_of_batches(source, tmp_path):
+    data = DataConfig(source=source, crop_size=16, validation_split=None, streaming=True)
+    finetune(settings(source, tmp_path / "run", data=data))
+    assert len(losses(tmp_path / "run")) == 4
+
+
+def test_bfloat16_trains(source, tmp_path):
+    finetune(settings(source, tmp_path / "run", mixed_precision="bf16"))
+    assert all(0 < value < 10 for value in losses(tmp_path / "run", "grad_norm"))
+
+
+def test_masked_pixels_have_no_part_in_the_loss(source, tmp_path):
+    config = settings(source, tmp_path / "run")
+    accelerator = make_accelerator(config)
+    task = Finetune(config, build_pipeline(config.model))
+    task.prepare(accelerator)
+    batch = next(iter(task.loader(accelerator, 0)))
+    mask = torch.ones(2, 1, 16, 16)
+    mask[..., :4] = 0
+    results = []
+    for step in (0, config.max_steps):
+        for eo in (batch["eo"], torch.where(mask == 0, 0.9, batch["eo"])):
+            # the network sees the same noisy image: only the target differs under the mask
+            target = task.loss({**batch, "eo": eo, "mask": mask * 0}, step)[0].item()
+            results.append(target)
+    assert results == [0, 0, 0, 0], "a fully masked batch carries no loss"
+    loss, _ = task.loss({**batch, "mask": mask}, 0)
+    assert loss.item() > 0
+
+
+def test_the_validation_split_and_the_data_are_checked_before_training(source, tmp_path):
+    config = settings(source, tmp_path / "run", data=DataConfig(source=source, crop_size=16, validation_split="val"))
+    with pytest.raises(ValueError, match="no split 'val'"):
+        finetune(config)
+    assert len(load_pairs(source, "train")) == 6
+
+
+def test_8bit_adam_says_what_it_needs():
+    try:
+        import bitsandbytes  # noqa: F401
+
+        pytest.skip("bitsandbytes is installed")
+    except ImportError:
+        with pytest.raises(ImportError, match="pip install bitsandbytes"):
+            make_optimizer([torch.nn.Parameter(torch.zeros(1))], OptimizerConfig(use_8bit_adam=True))

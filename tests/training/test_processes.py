@@ -1,0 +1,46 @@
+"""Two processes train the model that one process with twice the batch trains."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from c_diffset.data.synthetic import write_pairs
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_two_processes_equal_twice_the_batch(tmp_path):
+    write_pairs(tmp_path / "data", 5, size=32)
+    settings = {
+        "model": {"unet": {"block_out_channels": [8, 32], "layers_per_block": 1}, "prediction_type": "v_prediction"},
+        "data": {"source": str(tmp_path / "data"), "crop_size": 32, "validation_split": None},
+        "optimizer": {"warmup_steps": 2, "learning_rate": 1e-3},
+        "max_steps": 6,
+        "log_every": 1,
+    }
+    accelerate = str(Path(sys.executable).parent / "accelerate")
+    for processes, batch_size in ((1, 4), (2, 2)):
+        config = tmp_path / f"{processes}.yaml"
+        output = {"output_dir": str(tmp_path / f"run{processes}"), "batch_size": batch_size}
+        config.write_text(yaml.safe_dump(settings | output))
+        launch = [accelerate, "launch", "--cpu", "--num_processes", str(processes)]
+        launch += ["--main_process_port", "0"] if processes > 1 else []
+        command = [*launch, "tools/finetune.py", "--config", str(config)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    losses, weights = [], []
+    for processes in (1, 2):
+        run = tmp_path / f"run{processes}"
+        losses.append([json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()])
+        weights.append(load_file(run / "pipeline/unet/diffusion_pytorch_model.safetensors"))
+    assert len(losses[0]) == 6
+    torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=1e-5, atol=1e-6)
+    # AdamW divides by tiny second moments at first, which magnifies the rounding of another order of summation
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-5, msg=key)

@@ -1,0 +1,208 @@
+"""Speed of training and sampling against their floors: python tools/benchmark.py [--quick] [--json FILE]
+
+Ratios are taken within one run: the two sides alternate, and the median of their times counts, so that a machine whose
+speed drifts does not change them. Everything runs on generated data and random weights. FLOPs are 2 x multiply-adds of
+matrix products and convolutions; a training step is three forward passes. No test depends on a time.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_seed
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from jsonargparse import auto_cli
+from torch.utils.flop_counter import FlopCounterMode
+
+from c_diffset.data.synthetic import write_pairs
+from c_diffset.training.config import DataConfig, FinetuneConfig, ModelConfig, SmallUNetConfig, ValidationConfig
+from c_diffset.training.finetune import Finetune, build_pipeline
+from c_diffset.training.loop import make_accelerator, train
+
+SD_UNET = dict(
+    in_channels=8,
+    out_channels=5,
+    block_out_channels=(320, 640, 1280, 1280),
+    cross_attention_dim=1024,
+    attention_head_dim=(5, 10, 20, 20),
+    use_linear_projection=True,
+)
+SD_VAE = dict(
+    block_out_channels=(128, 256, 512, 512),
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    layers_per_block=2,
+    latent_channels=4,
+)
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Wall-clock time of one call, the device's queue included."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def alternate(first: Callable, second: Callable, rounds: int) -> tuple[float, float]:
+    """Median times of two functions that take turns, after one call of each."""
+    first(), second()
+    times = [(seconds(first), seconds(second)) for _ in range(rounds)]
+    return statistics.median(a for a, _ in times), statistics.median(b for _, b in times)
+
+
+def flops(function: Callable[[], object]) -> int:
+    """Floating point operations of a forward pass."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        function()
+    return counter.get_total_flops()
+
+
+def sd_flops(size: int = 512) -> dict:
+    """What the latent cache saves at the shape of Stable Diffusion 2.1: a bound, from FLOPs alone."""
+    with torch.device("meta"):
+        unet, vae = UNet2DConditionModel(**SD_UNET), AutoencoderKL(**SD_VAE)
+        sample, text = torch.empty(1, 8, size // 8, size // 8), torch.empty(1, 7, 1024)
+        step = 3 * flops(lambda: unet(sample, torch.empty(1), text))
+        encode = flops(lambda: vae.encode(torch.empty(1, 3, size, size)))
+    return {
+        "sd21_unet_training_step_gflop": step / 1e9,
+        "sd21_encode_gflop": encode / 1e9,
+        "sd21_cache_speedup_bound": (step + 2 * encode) / step,
+    }
+
+
+def settings(folder: Path, cache: bool, **changes) -> FinetuneConfig:
+    """A small UNet in the latent space of a random TAESD, 128 px crops."""
+    return FinetuneConfig(
+        output_dir=str(folder / f"run{cache}"),
+        model=ModelConfig(unet=SmallUNetConfig([64, 128, 128], layers_per_block=1), vae=str(folder / "vae")),
+        data=DataConfig(
+            source=str(folder / "pairs"),
+            crop_size=128,
+            validation_split=None,
+            latent_cache=str(folder / "cache") if cache else None,
+        ),
+        validation=ValidationConfig(every=0),
+        batch_size=8,
+        **changes,
+    )
+
+
+def prepared(config: FinetuneConfig) -> tuple[Finetune, object]:
+    """A task ready for its first batch, and its accelerator."""
+    accelerator = make_accelerator(config)
+    task = Finetune(config, build_pipeline(config.model))
+    task.prepare(accelerator)
+    return task, accelerator
+
+
+def cache_speedup(folder: Path, rounds: int) -> dict:
+    """Images a second with and without the latent cache, loader included; and of the loaders alone."""
+    sides, loaders = [], []
+    for cache in (True, False):
+        config = settings(folder, cache)
+        task, accelerator = prepared(config)
+        batches = iter(task.loader(accelerator, 0))
+        sides.append(lambda t=task, a=accelerator, b=batches: t.train_batch(a, next(b), 0))
+        loaders.append(lambda b=batches: next(b))
+    cached, plain = alternate(*sides, rounds)
+    cached_loader, plain_loader = alternate(*loaders, rounds)
+    return {
+        "training_images_per_second_with_cache": 8 / cached,
+        "training_images_per_second_without": 8 / plain,
+        "cache_speedup_measured": plain / cached,
+        "loader_images_per_second_with_cache": 8 / cached_loader,
+        "loader_images_per_second_without": 8 / plain_loader,
+    }
+
+
+def loop_overhead(folder: Path, rounds: int) -> dict:
+    """An update of the real loop, as its own log has it, over forward, backward, clipping and optimiser alone."""
+    updates = 10
+    config = settings(folder, True, max_steps=3 * updates, log_every=updates, checkpoint_every=10**6, resume=False)
+    bare_task, bare_accelerator = prepared(config)
+    batch = next(iter(bare_task.loader(bare_accelerator, 0)))
+    bare_optimizer = torch.optim.AdamW(bare_task.model.parameters(), lr=1e-5)
+
+    def bare() -> None:
+        loss, _ = bare_task.loss(batch, 0)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(bare_task.model.parameters(), 1.0)
+        bare_optimizer.step()
+        bare_optimizer.zero_grad()
+
+    loop_times, bare_times = [], []
+    for number in range(rounds):
+        config.output_dir = str(folder / f"loop{number}")
+        accelerator = make_accelerator(config)
+        train(Finetune(config, build_pipeline(config.model)), config, accelerator)
+        lines = (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()
+        loop_times += [8 / json.loads(line)["images_per_second"] for line in lines[1:]]
+        bare()
+        bare_times += [seconds(bare) for _ in range(2 * updates)]
+    loop, alone = statistics.median(loop_times), statistics.median(bare_times)
+    return {"loop_seconds_per_update": loop, "bare_seconds_per_update": alone, "loop_overhead": loop / alone - 1}
+
+
+def sampling_overhead(folder: Path, rounds: int, space: str) -> dict:
+    """A step of the pipeline, encoding and decoding left out, over the bare UNet call."""
+    vae = None if space == "pixel" else AutoencoderTiny.from_pretrained(folder / "vae")
+    config = settings(folder, False)
+    config.model.vae = None if vae is None else config.model.vae
+    pipe = build_pipeline(config.model)
+    pipe.set_progress_bar_config(disable=True)
+    sar = torch.rand(4, 1, 64, 64) if space == "pixel" else torch.rand(4, 1, 512, 512)
+    channels = pipe.unet.config.in_channels
+    sample = torch.randn(4, channels, 64, 64)
+    few, many = 5, 25
+
+    @torch.no_grad()
+    def bare() -> None:
+        for _ in range(many - few):
+            pipe.unet(sample, 500, return_dict=False)
+
+    def sampled() -> float:
+        """The steps that a long run has more than a short one."""
+        short, long = (seconds(lambda n=n: pipe(sar, n, output_type="latent")) for n in (few, many))
+        return long - short
+
+    bare(), sampled()
+    ratios = [sampled() / seconds(bare) for _ in range(rounds)]
+    return {f"sampling_overhead_{space}": statistics.median(ratios) - 1}
+
+
+def benchmark(quick: bool = False, json_file: str | None = None) -> None:
+    """Run all, print a table.
+
+    Args:
+        quick: few rounds: a smoke test, no measurement.
+        json_file: also write the figures to this file.
+    """
+    set_seed(0)
+    rounds = 2 if quick else 9
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_pairs(folder / "pairs", 16, size=256)
+        AutoencoderTiny().save_pretrained(folder / "vae")
+        figures = sd_flops()
+        figures |= cache_speedup(folder, 2 * rounds)
+        figures |= loop_overhead(folder, 1 if quick else 3)
+        for space in ("pixel", "latent"):
+            figures |= sampling_overhead(folder, rounds, space)
+    figures |= {"torch_threads": torch.get_num_threads(), "cuda": torch.cuda.is_available()}
+    for key, value in figures.items():
+        print(f"{key:<42} {value:.4g}")
+    if json_file:
+        Path(json_file).write_text(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    auto_cli(benchmark)
