@@ -41,7 +41,7 @@ def demo(output: str = "demo", max_steps: int = 600, size: int = 64, seed: int =
     config = FinetuneConfig(
         output_dir=str(folder / "run"),
         model=ModelConfig(
-            unet=SmallUNetConfig(block_out_channels=[32, 64, 96], attention_levels=1),
+            unet=SmallUNetConfig(block_out_channels=[16, 32, 64], layers_per_block=1),
             prediction_type="v_prediction",
             beta_schedule="linear",
             zero_terminal_snr=True,

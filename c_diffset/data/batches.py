@@ -112,7 +112,8 @@ class TrainingPairs(Dataset):
 class StreamedPairs(IterableDataset):
     """The same samples from a streamed data set: shuffled by shards and a buffer, each epoch anew.
 
-    Resuming reads past the samples already seen, without decoding them.
+    Every worker and process reads the whole stream, and decodes its own samples alone; resuming reads past the samples
+    already seen. That costs reading, and makes the order independent of workers, processes and interruptions.
     """
 
     def __init__(self, training_pairs: TrainingPairs, batch_size: int, rank: int, world: int, start: int, buffer: int):
@@ -132,9 +133,11 @@ class StreamedPairs(IterableDataset):
         """Rows without end, epoch after epoch."""
         for epoch in count():
             empty = True
-            for row in self.training_pairs.pairs.shuffle(self.training_pairs.seed + epoch, buffer_size=self.buffer):
+            shuffled = self.training_pairs.pairs.shuffle(self.training_pairs.seed + epoch, buffer_size=self.buffer)
+            # `iter` gives every worker the whole stream; iterating over the data set itself would divide its shards
+            for batch in shuffled.iter(batch_size=1):
                 empty = False
-                yield row
+                yield {key: values[0] for key, values in batch.items()}
             if empty:
                 raise ValueError("the streamed data set holds no pair")
 
