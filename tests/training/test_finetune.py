@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 
 from c_diffset.data.pairs import load_pairs
@@ -32,6 +33,12 @@ def source(tmp_path_factory) -> str:
     for split, count in (("train", 6), ("validation", 2)):
         write_pairs(folder, count, size=32, split=split)
     return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Accelerate keeps the precision of the first run in a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def settings(source: str, output: Path, **changes) -> FinetuneConfig:
