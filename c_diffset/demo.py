@@ -42,7 +42,7 @@ def demo(output: str = "demo", max_steps: int = 600, size: int = 64, seed: int =
         output_dir=str(folder / "run"),
         model=ModelConfig(
             unet=SmallUNetConfig(block_out_channels=[16, 32, 64], layers_per_block=1),
-            prediction_type="v_prediction",
+            prediction_type="sample",  # a small model that predicts the image leaves no grain of noise in it
             beta_schedule="linear",
             zero_terminal_snr=True,
             sar_transform={"units": "display", "range": [0.0, 1.0], "channels": [0]},
