@@ -20,12 +20,13 @@ def colour_confidence(confidence: np.ndarray) -> np.ndarray:
 
 
 def _picture(image: Tensor, cell: int) -> PIL.Image.Image:
-    """A picture of at most `cell` pixels a side; only ever made smaller."""
+    """A picture of at most `cell` pixels a side: larger ones are averaged, smaller ones enlarged by a whole factor."""
     array = image.detach().float().cpu().numpy()
     pixels = colour_confidence(array) if array.ndim == 2 else (array * 255).round().astype(np.uint8).transpose(1, 2, 0)
     picture = PIL.Image.fromarray(pixels)
     picture.thumbnail((cell, cell), PIL.Image.Resampling.BOX)
-    return picture
+    factor = cell // max(picture.size)
+    return picture.resize([side * factor for side in picture.size], PIL.Image.Resampling.NEAREST)
 
 
 def _draw_scale(canvas: PIL.Image.Image, font: PIL.ImageFont.ImageFont) -> None:
@@ -45,7 +46,7 @@ def make_grid(rows: Sequence[Sequence[Tensor | None]], labels: Sequence[str], ce
         rows: each with one entry a column: an image 3 x H x W in [0, 1], a confidence map H x W in [0, 1] (drawn in
             colours of a fixed scale, which is added below), or None for an empty place.
         labels: the titles of the columns.
-        cell: images with a longer side are drawn smaller, at this many pixels.
+        cell: images with a longer side are drawn smaller, at this many pixels; small ones larger, by a whole factor.
     """
     pictures = [[None if image is None else _picture(image, cell) for image in row] for row in rows]
     font = PIL.ImageFont.load_default(size=14)
