@@ -6,6 +6,7 @@ draws.
 """
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from itertools import count
 
 import numpy as np
@@ -31,6 +32,17 @@ def flip_and_turn(image, which: int):
 def sample_rng(seed: int, number: int) -> np.random.Generator:
     """The random generator of training sample `number`."""
     return np.random.default_rng([seed, number])
+
+
+@lru_cache(maxsize=256)
+def epoch_order(seed: int, epoch: int, rows: int) -> np.ndarray:
+    """The order of the rows in one epoch."""
+    return np.random.default_rng([seed, epoch, 0]).permutation(rows)
+
+
+def shuffled_row(seed: int, number: int, rows: int) -> int:
+    """The row that training sample `number` is made of."""
+    return int(epoch_order(seed, number // rows, rows)[number % rows])
 
 
 def pair_to_tensors(pair: Pair, sar_transform: dict) -> dict[str, torch.Tensor]:
@@ -63,7 +75,8 @@ class TrainingPairs(Dataset):
     """Training samples from a map-style data set of pairs; indexed by (row, sample number).
 
     A sample holds `sar` and `eo` (C x size x size in [-1, 1]), perhaps `mask` (1 x h x w, on the latent grid), `noise`
-    (C x h x w, unit Gaussian), `timestep` in [0, num_train_timesteps) and `number`.
+    (C x h x w, unit Gaussian), `timestep` in [0, num_train_timesteps) and `number`; with `second_noise` also
+    `noise_2` and `timestep_2`.
     """
 
     def __init__(
@@ -76,12 +89,13 @@ class TrainingPairs(Dataset):
         noise_channels: int = 3,
         factor: int = 1,
         num_train_timesteps: int = 1000,
+        second_noise: bool = False,
     ):
         if crop_size % factor:
             raise ValueError(f"data.crop_size is {crop_size}, expected a multiple of {factor} for this autoencoder")
         self.pairs, self.sar_transform, self.crop_size, self.seed = pairs, sar_transform, crop_size, seed
         self.augment, self.noise_channels, self.factor = augment, noise_channels, factor
-        self.num_train_timesteps = num_train_timesteps
+        self.num_train_timesteps, self.second_noise = num_train_timesteps, second_noise
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -103,10 +117,19 @@ class TrainingPairs(Dataset):
 
     def noise(self, rng: np.random.Generator, number: int) -> dict:
         """The noise and the time of training sample `number`."""
+        noise, timestep = self._draw(rng)
+        drawn = {"noise": noise, "timestep": timestep, "number": number}
+        return drawn | self.noise_2(number) if self.second_noise else drawn
+
+    def noise_2(self, number: int) -> dict:
+        """The second noise and time of training sample `number`."""
+        noise, timestep = self._draw(np.random.default_rng([self.seed, number, 2]))
+        return {"noise_2": noise, "timestep_2": timestep}
+
+    def _draw(self, rng: np.random.Generator) -> tuple[torch.Tensor, int]:
         side = self.crop_size // self.factor
         noise = rng.standard_normal((self.noise_channels, side, side), dtype=np.float32)
-        timestep = int(rng.integers(self.num_train_timesteps))
-        return {"noise": torch.from_numpy(noise), "timestep": timestep, "number": number}
+        return torch.from_numpy(noise), int(rng.integers(self.num_train_timesteps))
 
 
 class StreamedPairs(IterableDataset):
@@ -150,15 +173,9 @@ class ProcessBatches:
         self.rank, self.world, self.start = rank, world, start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, order = -1, None
         for first in count(self.start + self.rank * self.batch_size, self.batch_size * self.world):
-            batch = []
-            for number in range(first, first + self.batch_size):
-                if number // self.rows != epoch:
-                    epoch = number // self.rows
-                    order = np.random.default_rng([self.seed, epoch, 0]).permutation(self.rows)
-                batch.append((order[number % self.rows], number))
-            yield batch
+            numbers = range(first, first + self.batch_size)
+            yield [(shuffled_row(self.seed, number, self.rows), number) for number in numbers]
 
 
 def training_loader(

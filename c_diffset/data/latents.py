@@ -17,11 +17,12 @@ from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 
 
 def fingerprint(pipe: CDiffSETPipeline, pairs, dtype: torch.dtype = torch.float32) -> str:
-    """A hash of what the latents depend on: autoencoder, precision, SAR transform, and the pairs' files."""
+    """A hash of what the latents depend on: autoencoder (if there is one), precision, SAR transform, and the files."""
     digest = hashlib.sha256()
-    config = {key: pipe.vae.config.get(key) for key in ("scaling_factor", "shift_factor", "_class_name")}
+    vae_config, weights = ({}, {}) if pipe.vae is None else (pipe.vae.config, pipe.vae.state_dict())
+    config = {key: vae_config.get(key) for key in ("scaling_factor", "shift_factor", "_class_name")}
     digest.update(json.dumps([config, pipe.config.sar_transform, str(dtype)], sort_keys=True, default=str).encode())
-    for name, weight in sorted(pipe.vae.state_dict().items()):
+    for name, weight in sorted(weights.items()):
         digest.update(name.encode())
         digest.update(weight.detach().cpu().float().numpy().tobytes())
     for row in pairs:
@@ -37,7 +38,7 @@ def _file_stamp(image: dict | None) -> bytes:
     if image.get("bytes") is not None:
         return hashlib.sha256(image["bytes"]).digest()
     stat = os.stat(image["path"])
-    return f"{image['path']}|{stat.st_size}|{stat.st_mtime_ns}".encode()
+    return f"{os.path.realpath(image['path'])}|{stat.st_size}|{stat.st_mtime_ns}".encode()
 
 
 def _encode_turned(pipe: CDiffSETPipeline, image: torch.Tensor, dtype: torch.dtype) -> list[np.ndarray]:

@@ -33,6 +33,20 @@ def prediction_target(clean: torch.Tensor, noise: torch.Tensor, abar: torch.Tens
     raise ValueError(f"prediction_type {prediction_type!r}: expected 'epsilon', 'v_prediction' or 'sample'")
 
 
+def clean_and_noise(
+    prediction: torch.Tensor, noisy: torch.Tensor, abar: torch.Tensor, prediction_type: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The clean image and the noise that a prediction at `abar` (B) implies: `prediction_target` solved for both."""
+    signal, spread = append_dims(abar, noisy).sqrt(), append_dims(1 - abar, noisy).sqrt()
+    if prediction_type == "epsilon":
+        return (noisy - spread * prediction) / signal, prediction
+    if prediction_type == "v_prediction":
+        return signal * noisy - spread * prediction, signal * prediction + spread * noisy
+    if prediction_type == "sample":
+        return prediction, (noisy - signal * prediction) / spread
+    raise ValueError(f"prediction_type {prediction_type!r}: expected 'epsilon', 'v_prediction' or 'sample'")
+
+
 def min_snr_weight(abar: torch.Tensor, prediction_type: str, gamma: float) -> torch.Tensor:
     """Min-SNR weight of each image's loss, B (Hang et al., 2023), for the squared error of the prediction itself."""
     snr = abar / (1 - abar)
@@ -56,13 +70,20 @@ def denoising_loss(prediction, target, mask=None, weight=None) -> torch.Tensor:
     return masked_mean(error if weight is None else append_dims(weight, error) * error, mask)
 
 
-def c_diff_loss(prediction, target, raw_variance, abar, mask=None) -> torch.Tensor:
-    """Stage 2, the C-Diff loss: a beta-NLL (Seitzer et al., 2022) whose beta falls with the noise.
+def beta_nll(prediction, target, variance, beta, mask=None) -> torch.Tensor:
+    """Gaussian negative log-likelihood weighted by sg(s2)^beta, averaged (Seitzer et al., 2022).
 
-    mean[ sg(s2)^sqrt(abar) * 1/2 * ((target - prediction)^2 / s2 + log s2 + log 2 pi) ], s2 from `raw_variance`
-    (B x 1 x h x w), shared by the channels.
+    mean[ sg(s2)^beta * 1/2 * ((target - prediction)^2 / s2 + log s2 + log 2 pi) ]; `variance` s2 is B x 1 x h x w and
+    shared by the channels, `beta` a number or B x 1 x 1 x 1.
+    """
+    nll = 0.5 * ((target - prediction).square() / variance + variance.log() + math.log(2 * math.pi))
+    return masked_mean(variance.detach() ** beta * nll, mask)
+
+
+def c_diff_loss(prediction, target, raw_variance, abar, mask=None) -> torch.Tensor:
+    """Stage 2, the C-Diff loss: a beta-NLL whose beta, sqrt(abar), falls with the noise.
+
+    The variance comes from `raw_variance` (B x 1 x h x w) by `raw_to_variance`.
     """
     variance = raw_to_variance(raw_variance)
-    nll = 0.5 * ((target - prediction).square() / variance + variance.log() + math.log(2 * math.pi))
-    beta = append_dims(abar.sqrt(), variance)
-    return masked_mean(variance.detach() ** beta * nll, mask)
+    return beta_nll(prediction, target, variance, append_dims(abar.sqrt(), variance), mask)

@@ -7,6 +7,8 @@ from typing import Literal
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from c_diffset.objectives.adversarial import AdversarialLoss
+
 
 @dataclass
 class SmallUNetConfig:
@@ -126,22 +128,18 @@ class ValidationConfig:
     lpips_weights: str | None = None
 
 
-@dataclass
-class FinetuneConfig:
-    """Fine-tuning, stages 1 and 2.
+@dataclass(kw_only=True)
+class RunConfig:
+    """What every training run has, whatever its method.
 
     Attributes:
         output_dir: the run folder.
-        model: what is trained.
         data: the pairs.
         optimizer: the optimiser.
         validation: sampling while training.
-        stage: "denoising" (1), "confidence" (2), or "both": 1 before `confidence_start_step`, 2 from there on.
-        confidence_start_step: see `stage`; None: half of `max_steps`.
         max_steps: optimiser updates.
         batch_size: images of one process in one forward pass.
         gradient_accumulation_steps: forward passes in one update.
-        min_snr_gamma: min-SNR weighting of stage 1 (5 is usual); None: no weighting.
         ema_decay: decay of the averaged weights.
         mixed_precision: "no", "fp16" or "bf16"; None: as `accelerate launch` says.
         gradient_checkpointing: less memory, more time.
@@ -156,16 +154,12 @@ class FinetuneConfig:
     """
 
     output_dir: str
-    model: ModelConfig
     data: DataConfig
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
-    stage: Literal["denoising", "confidence", "both"] = "both"
-    confidence_start_step: int | None = None
     max_steps: int = 50_000
     batch_size: int = 16
     gradient_accumulation_steps: int = 1
-    min_snr_gamma: float | None = None
     ema_decay: float = 0.9999
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     gradient_checkpointing: bool = False
@@ -179,14 +173,6 @@ class FinetuneConfig:
     push_to_hub: str | None = None
 
     def __post_init__(self):
-        if (self.model.base is None) == (self.model.unet is None):
-            raise ValueError("model: give either `base` (fine-tune) or `unet` (from scratch), and not both")
-        if self.model.zero_terminal_snr and self.model.base is None and self.model.prediction_type == "epsilon":
-            raise ValueError(
-                "model.zero_terminal_snr needs prediction_type v_prediction or sample: pure noise predicts no noise"
-            )
-        if self.data.latent_cache and self.model.base is None and self.model.vae is None:
-            raise ValueError("data.latent_cache is set, but pixel space (no model.vae) has no latents: remove it")
         if self.data.latent_cache and self.data.streaming:
             raise ValueError(
                 "data.latent_cache and data.streaming exclude each other: the cache needs the whole data set"
@@ -195,12 +181,140 @@ class FinetuneConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
 
+
+@dataclass(kw_only=True)
+class FinetuneConfig(RunConfig):
+    """Fine-tuning, stages 1 and 2.
+
+    Attributes:
+        model: what is trained.
+        stage: "denoising" (1), "confidence" (2), or "both": 1 before `confidence_start_step`, 2 from there on.
+        confidence_start_step: see `stage`; None: half of `max_steps`.
+        min_snr_gamma: min-SNR weighting of stage 1 (5 is usual); None: no weighting.
+    """
+
+    model: ModelConfig
+    stage: Literal["denoising", "confidence", "both"] = "both"
+    confidence_start_step: int | None = None
+    min_snr_gamma: float | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if (self.model.base is None) == (self.model.unet is None):
+            raise ValueError("model: give either `base` (fine-tune) or `unet` (from scratch), and not both")
+        if self.model.zero_terminal_snr and self.model.base is None and self.model.prediction_type == "epsilon":
+            raise ValueError(
+                "model.zero_terminal_snr needs prediction_type v_prediction or sample: pure noise predicts no noise"
+            )
+        if self.data.latent_cache and self.model.base is None and self.model.vae is None:
+            raise ValueError("data.latent_cache is set, but pixel space (no model.vae) has no latents: remove it")
+
     @property
     def confidence_start(self) -> int:
         """The update from which on the C-Diff loss is used."""
         if self.stage == "both":
             return self.max_steps // 2 if self.confidence_start_step is None else self.confidence_start_step
         return 0 if self.stage == "confidence" else self.max_steps
+
+
+@dataclass
+class ConsistencyConfig:
+    """Consistency distillation (arXiv 2310.04378, 2407.06095).
+
+    Attributes:
+        grid: times of the teacher's DDIM solver.
+        target_decay: decay of the target, the average of the student that it is compared with.
+        huber_c: width of the pseudo-Huber loss.
+    """
+
+    grid: int = 50
+    target_decay: float = 0.95
+    huber_c: float = 1e-3
+
+
+@dataclass
+class TimeAwareConfig:
+    """One-step distillation (TAD-SR, arXiv 2408.07476).
+
+    Attributes:
+        regression: what the student is regressed to: the "teacher"'s result from the same noise, or the "data".
+        results: folder of the teacher's results, computed once; needed with regression "teacher".
+        num_results: how many training samples the teacher translates.
+        teacher_steps: its steps; None: the teacher's default.
+        score_weight: of high-frequency score distillation; 0: none.
+        noise_timesteps: lowest and highest time tau that score distillation and the critic noise images to.
+    """
+
+    regression: Literal["teacher", "data"] = "teacher"
+    results: str | None = None
+    num_results: int = 4096
+    teacher_steps: int | None = None
+    score_weight: float = 1.0
+    noise_timesteps: tuple[int, int] = (20, 400)
+
+
+@dataclass
+class CriticConfig:
+    """The adversarial term.
+
+    Attributes:
+        weight: of the student's adversarial loss; 0: no critic.
+        loss: "softplus", "hinge" or "wasserstein".
+        real: what counts as real for the consistency critic: the "target"'s prediction, or the "data".
+        optimizer: the critic's optimiser.
+    """
+
+    weight: float = 0.0
+    loss: AdversarialLoss = "softplus"
+    real: Literal["target", "data"] = "target"
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+@dataclass(kw_only=True)
+class DistillConfig(RunConfig):
+    """Distillation of a teacher into a student of few steps or one.
+
+    Attributes:
+        teacher: folder or Hub id of a fine-tuned pipeline.
+        revision: Hub revision of `teacher`.
+        student: pipeline that the student starts from; None: the teacher.
+        lora_rank: train a LoRA of this rank instead of all weights; 0 trains all.
+        method: "consistency" (1 to 8 steps) or "time_aware" (one step).
+        consistency: settings of that method.
+        time_aware: settings of that method.
+        critic: the adversarial term of either.
+        confidence_weight: of the student's own variance, trained on its own error.
+        default_num_inference_steps: stored in the student; None: 4 for consistency, 1 for time-aware.
+    """
+
+    teacher: str
+    revision: str | None = None
+    student: str | None = None
+    lora_rank: int = 0
+    method: Literal["consistency", "time_aware"] = "consistency"
+    consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
+    time_aware: TimeAwareConfig = field(default_factory=TimeAwareConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    confidence_weight: float = 1.0
+    default_num_inference_steps: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.method == "consistency" and self.consistency.grid < 1:
+            raise ValueError(f"consistency.grid is {self.consistency.grid}, expected at least 1")
+        if self.needs_results:
+            if self.time_aware.results is None:
+                raise ValueError("time_aware.results is not set: name the folder for the teacher's results")
+            if self.data.streaming:
+                raise ValueError("time_aware.regression teacher and data.streaming exclude each other: use data")
+        low, high = self.time_aware.noise_timesteps
+        if not 0 <= low <= high:
+            raise ValueError(f"time_aware.noise_timesteps is {low}, {high}: expected 0 <= lowest <= highest")
+
+    @property
+    def needs_results(self) -> bool:
+        """Whether the student is regressed to the teacher's cached results."""
+        return self.method == "time_aware" and self.time_aware.regression == "teacher"
 
 
 def config_parser(config_class: type, description: str) -> ArgumentParser:
@@ -232,7 +346,7 @@ def save_config(config, path: Path) -> None:
 FREE_ON_RESUME = {
     *("output_dir", "model.base", "model.vae", "data.source", "data.latent_cache", "data.validation_split"),
     *("data.num_workers", "log_every", "checkpoint_every", "keep_checkpoints", "compile", "channels_last"),
-    *("resume", "push_to_hub", "gradient_checkpointing"),
+    *("resume", "push_to_hub", "gradient_checkpointing", "teacher", "time_aware.results"),
 }
 
 

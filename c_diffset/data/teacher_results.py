@@ -1,0 +1,112 @@
+"""The teacher's many-step results for training samples, computed once, resumable, read through memory mapping."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from c_diffset.data.batches import TrainingPairs, shuffled_row
+from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+
+CHUNK = 64
+
+
+def weights_fingerprint(pipe: CDiffSETPipeline) -> str:
+    """A hash of the UNet's weights, the noise schedule and what is predicted."""
+    digest = hashlib.sha256(pipe.config.prediction_type.encode())
+    digest.update(pipe.scheduler.alphas_cumprod.double().numpy().tobytes())
+    for name, weight in sorted(pipe.unet.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@torch.no_grad()
+def sample_latents(pipe: CDiffSETPipeline, sar_latents: torch.Tensor, noise: torch.Tensor, steps: int) -> torch.Tensor:
+    """The clean latents B x C x h x w that the pipeline and its scheduler make of SAR latents and starting noise."""
+    pipe.scheduler.set_timesteps(steps)
+    latents = noise * pipe.scheduler.init_noise_sigma
+    prompt = pipe.prompt_kwargs(len(noise))
+    for t in pipe.scheduler.timesteps:
+        prediction, _ = pipe.predict(sar_latents, latents, t.to(latents.device), prompt)
+        latents = pipe.scheduler.step(prediction, t, latents, return_dict=False)[0]
+    return latents
+
+
+def open_results(folder: str | Path, made_with: dict[str, str | int]) -> Path:
+    """Make the folder of the teacher's results, or check that what is there was made in the same way.
+
+    Raises:
+        ValueError: the folder holds results of another teacher, other data or other settings; the message names them.
+    """
+    folder = Path(folder)
+    index = folder / "index.json"
+    if not index.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} holds other files: name a new folder for the teacher's results")
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = index.with_suffix(f".tmp{os.getpid()}")
+        aside.write_text(json.dumps(made_with, indent=2))
+        os.replace(aside, index)
+    stored = json.loads(index.read_text())
+    changed = [name for name in made_with if stored.get(name) != made_with[name]]
+    if changed:
+        differences = [f"{name} is {made_with[name]}, but {stored.get(name)} in {folder}" for name in changed]
+        raise ValueError(f"the teacher's results were made otherwise: {'; '.join(differences)}; name a new folder")
+    return folder
+
+
+def build_results(
+    folder: Path,
+    count: int,
+    translate: Callable[[list[int]], torch.Tensor],
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+) -> None:
+    """Compute the chunks that are missing of results 0 ... `count`; each process takes every `world`-th of them.
+
+    `translate` gives the results B x C x h x w of `batch_size` samples, by their numbers. A chunk is written aside and
+    renamed, so that a stopped run goes on where it was.
+    """
+    chunks = range(-(-count // CHUNK))
+    missing = [chunk for chunk in chunks if not _chunk_file(folder, chunk).exists()]
+    for chunk in tqdm(missing[rank::world], desc="teacher's results", unit=f"x{CHUNK}", disable=rank > 0):
+        numbers = list(range(chunk * CHUNK, (chunk + 1) * CHUNK))
+        results = torch.cat([translate(numbers[i : i + batch_size]) for i in range(0, CHUNK, batch_size)])
+        aside = folder / f"{chunk:05d}.tmp{os.getpid()}"
+        with open(aside, "wb") as file:
+            np.save(file, results.to(torch.float16).cpu().numpy())
+        os.replace(aside, _chunk_file(folder, chunk))
+
+
+def _chunk_file(folder: Path, chunk: int) -> Path:
+    return folder / f"{chunk:05d}.npy"
+
+
+class ResultSamples(Dataset):
+    """Training samples with the teacher's result: `count` fixed crops, each with its starting noise.
+
+    A sample is what `TrainingPairs` gives for its number, with `result` (C x h x w) beside it. The second noise and
+    time change from one visit of a crop to the next.
+    """
+
+    def __init__(self, samples: TrainingPairs, folder: str | Path, count: int):
+        self.samples, self.folder, self.count = samples, Path(folder), count
+        self.pairs, self.seed = range(count), samples.seed
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        crop, number = int(key[0]), key[1]
+        chunk = np.load(_chunk_file(self.folder, crop // CHUNK), mmap_mode="r")
+        result = torch.from_numpy(chunk[crop % CHUNK].astype(np.float32))
+        sample = self.samples[shuffled_row(self.seed, crop, len(self.samples)), crop]
+        return sample | self.samples.noise_2(number) | {"result": result}
