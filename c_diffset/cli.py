@@ -11,9 +11,11 @@ COMMANDS = {
     "demo": ("c_diffset.demo:demo", "train and test a small model on generated scenes, in minutes"),
     "prepare": ("c_diffset.data.layouts:prepare", "bring a data set into the standard form"),
     "finetune": ("c_diffset.training.finetune:finetune", "fine-tune a model, on one process"),
+    "distill": ("c_diffset.training.distill:distill", "distil a model into a student of few steps, on one process"),
     "translate": ("c_diffset.scenes.translate:translate", "translate SAR images to EO images"),
     "evaluate": ("c_diffset.evaluation.report:evaluate", "measure a model on a split: metrics, floors, pictures"),
 }
+CONFIGURED = ("finetune", "distill")  # commands that read --config FILE.yaml
 # arguments whose form on the command line does not follow from the function's signature
 ARGUMENTS = {
     "prepare": {
@@ -30,7 +32,7 @@ Translate SAR images to EO images, and say how far each pixel can be trusted.
 
 {"".join(f"  {name:<10} {text}" + chr(10) for name, (_, text) in COMMANDS.items())}
 `c-diffset COMMAND --help` shows the options; they are named like the Python parameters that they set.
-Training on several processes or GPUs: `accelerate launch tools/finetune.py`.
+Training on several processes or GPUs: `accelerate launch tools/finetune.py`, and likewise `tools/distill.py`.
 """
 
 
@@ -68,13 +70,12 @@ def main(args: list[str] | None = None) -> int:
     if args[0] not in COMMANDS:
         print(f"c-diffset: unknown command {args[0]!r}: expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    if args[0] == "finetune":
-        import_module("c_diffset.training.finetune").main(args[1:])
-        return 0
-    parser, function = command_parser(args[0])
-    options = vars(parser.parse_args(_spell_out_flags(args[1:], function)))
     try:
-        result = function(**options)
+        if args[0] in CONFIGURED:
+            result = import_module(COMMANDS[args[0]][0].split(":")[0]).main(args[1:])
+        else:
+            parser, function = command_parser(args[0])
+            result = function(**vars(parser.parse_args(_spell_out_flags(args[1:], function))))
     except (ValueError, OSError) as error:
         print(f"c-diffset {args[0]}: {error}", file=sys.stderr)
         return 2

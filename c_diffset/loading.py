@@ -1,23 +1,96 @@
-"""A pipeline ready for work: on its device, in its precision, quiet."""
+"""A pipeline ready for work: on its device, in its precision, quiet, and with another autoencoder where asked for."""
 
 import os
+from pathlib import Path
 from typing import Literal
 
 import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
 
 from c_diffset.cpu import use_whole_cpu
-from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, describe_pickle
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
+# short names of autoencoders: `taesd` reads and writes the scaled latents of Stable Diffusion 1 and 2
+AUTOENCODERS = {"taesd": "madebyollin/taesd"}
+
 
 def load_pipeline(
-    model: str | os.PathLike, revision: str | None = None, device: str | None = None, dtype: Precision = "float32"
+    model: str | os.PathLike,
+    revision: str | None = None,
+    device: str | None = None,
+    dtype: Precision = "float32",
+    vae: str | os.PathLike | None = None,
 ) -> CDiffSETPipeline:
-    """Load a folder or Hub id onto `device`, by default CUDA where there is one; its calls show no progress bar."""
+    """Load a folder or Hub id onto `device`, by default CUDA where there is one; its calls show no progress bar.
+
+    Args:
+        model: folder or Hub id of the pipeline.
+        revision: of a Hub id.
+        device: where it goes.
+        dtype: its precision.
+        vae: the autoencoder to use instead of the model's own, as in `replace_autoencoder`.
+
+    Raises:
+        ValueError: `vae` does not fit the model.
+        OSError: files are missing, or the model's weights are pickled.
+    """
     pipe = CDiffSETPipeline.from_pretrained(model, revision=revision)
+    if vae is not None:
+        replace_autoencoder(pipe, vae)
     pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"), getattr(torch, dtype))
     pipe.set_progress_bar_config(disable=True)
     if pipe.device.type == "cpu":
         use_whole_cpu()
     return pipe
+
+
+def replace_autoencoder(pipe: CDiffSETPipeline, source: str | os.PathLike) -> None:
+    """Give the pipeline another autoencoder of the same latent space: a folder, a Hub id, or "taesd".
+
+    Raises:
+        ValueError: the pipeline is in pixel space, or what `load_autoencoder` and `check_same_latents` raise.
+    """
+    if pipe.vae is None:
+        raise ValueError(f"autoencoder {source}: this model is in pixel space and uses none, so leave `vae` out")
+    vae = load_autoencoder(AUTOENCODERS.get(str(source), str(source)))
+    check_same_latents(vae, pipe, source)
+    pipe.register_modules(vae=vae)
+
+
+def check_same_latents(vae: AutoencoderKL | AutoencoderTiny, pipe: CDiffSETPipeline, source: str | os.PathLike) -> None:
+    """Refuse the autoencoder from `source` if its latents have another shape than those of the pipeline.
+
+    Raises:
+        ValueError: it has another number of latent channels, or of pixels per latent.
+    """
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    for what, found, expected in (
+        ("latent channels", vae.config.latent_channels, pipe.eo_channels),
+        ("pixels per latent along each axis", factor, pipe.vae_scale_factor),
+    ):
+        if found != expected:
+            raise ValueError(
+                f"autoencoder {source} has {found} {what}, expected {expected}: choose one of the same latent space"
+            )
+
+
+def load_autoencoder(
+    source: str | os.PathLike, revision: str | None = None, subfolder: str | None = None
+) -> AutoencoderKL | AutoencoderTiny:
+    """An `AutoencoderKL` or `AutoencoderTiny` from a folder or Hub id, by the class its config names.
+
+    Raises:
+        ValueError: the config names another class, or the weights are pickled.
+        OSError: files are missing.
+    """
+    config = AutoencoderKL.load_config(source, revision=revision, subfolder=subfolder)
+    classes = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+    if config.get("_class_name") not in classes:
+        raise ValueError(f"autoencoder {source} is a {config.get('_class_name')}: expected one of {sorted(classes)}")
+    message = describe_pickle(Path(source, subfolder or ""))
+    if message is not None:
+        raise ValueError(message)
+    chosen = classes[config["_class_name"]]
+    return chosen.from_pretrained(source, revision=revision, subfolder=subfolder, use_safetensors=True)

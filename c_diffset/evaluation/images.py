@@ -1,4 +1,4 @@
-"""Translate pairs and measure every image; what training validates with, and the report is made of."""
+"""Translate pairs and measure every image, beside floors and a ceiling: what validation and the report are made of."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -133,24 +133,40 @@ def mean_colour_of(pairs: Iterable[Pair]) -> list[float]:
     return np.mean(colours, axis=0).tolist()
 
 
-def floors(
+def floors_and_ceiling(
     pairs: Iterable[Pair],
+    pipe: CDiffSETPipeline,
     mean_colour: list[float] | None,
-    sar_transform: dict,
     lpips_model: lpips.LPIPS | None = None,
-) -> dict[str, dict[str, float]]:
-    """What no model should fall below: mean metrics of the SAR image copied to grey, and of one colour everywhere.
+) -> tuple[dict[str, dict[str, float]], dict[str, float] | None]:
+    """What no model should fall below, and what none can rise above in this latent space, in one pass over the pairs.
 
     Args:
         mean_colour: r, g, b in [0, 1], known without looking at `pairs`; None leaves this floor out.
+
+    Returns:
+        Mean metrics of the SAR image copied to grey (`sar_grey`) and of one colour everywhere (`mean_colour`); and
+        those of the true EO image, encoded and decoded; None in pixel space.
     """
-    rows = {"sar_grey": []} if mean_colour is None else {"sar_grey": [], "mean_colour": []}
-    device = None if lpips_model is None else next(lpips_model.parameters()).device
+    rows: dict[str, list[dict[str, float]]] = {}
     for pair in pairs:
-        tensors = pair_to_tensors(pair, sar_transform)
-        eo, sar = (tensors["eo"] * 0.5 + 0.5)[None].to(device), _grey(tensors["sar"])[None].to(device)
-        mask = tensors["mask"][None].to(device) if "mask" in tensors else None
-        for name, predictions in rows.items():
-            colour = sar if name == "sar_grey" else eo.new_tensor(mean_colour).view(1, 3, 1, 1).expand_as(eo)
-            predictions += measure(colour, eo, sar, mask=mask, lpips_model=lpips_model)
-    return {name: mean_metrics(predictions) for name, predictions in rows.items()}
+        tensors = pair_to_tensors(pair, pipe.config.sar_transform)
+        true, sar = tensors["eo"][None].to(pipe.device), _grey(tensors["sar"])[None].to(pipe.device)
+        eo, mask = true * 0.5 + 0.5, tensors["mask"][None].to(pipe.device) if "mask" in tensors else None
+        predictions = {"sar_grey": sar}
+        if mean_colour is not None:
+            predictions["mean_colour"] = eo.new_tensor(mean_colour).view(1, 3, 1, 1).expand_as(eo)
+        if pipe.vae is not None:
+            predictions["autoencoder"] = round_trip(pipe, true)
+        for name, prediction in predictions.items():
+            rows.setdefault(name, []).extend(measure(prediction, eo, sar, mask=mask, lpips_model=lpips_model))
+    means = {name: mean_metrics(measured) for name, measured in rows.items()}
+    ceiling = means.pop("autoencoder", None)
+    return means, ceiling
+
+
+def round_trip(pipe: CDiffSETPipeline, images: Tensor) -> Tensor:
+    """Images B x 3 x H x W in [-1, 1], encoded and decoded as the pipeline does, to [0, 1], rounded to 8 bits."""
+    height, width = images.shape[-2:]
+    decoded = pipe.decode(pipe.encode(pipe.pad(images)).float())[..., :height, :width].float()
+    return ((decoded * 0.5 + 0.5) * 255).round() / 255

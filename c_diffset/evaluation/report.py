@@ -1,4 +1,4 @@
-"""The report on a model: mean metrics beside floors, the protocol that they were measured by, and pictures."""
+"""The report on a model: mean metrics beside floors and a ceiling, the protocol of the measurement, and pictures."""
 
 import csv
 import io
@@ -14,6 +14,7 @@ import lpips
 import numpy as np
 import torch
 from datasets import Dataset
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -23,7 +24,7 @@ from c_diffset.evaluation.images import (
     PairResult,
     crop_pairs,
     evaluate_pairs,
-    floors,
+    floors_and_ceiling,
     mean_colour_of,
     mean_metrics,
 )
@@ -66,6 +67,7 @@ def evaluate(
     device: str | None = None,
     dtype: Precision = "float32",
     overwrite: bool = False,
+    vae: str | None = None,
 ) -> dict:
     """Evaluate a model on a split, print a table, and write `metrics.json`, `per_image.csv` and `grid.png`.
 
@@ -89,17 +91,22 @@ def evaluate(
         device: by default CUDA where there is one; a given pipeline stays where it is.
         dtype: precision of the model; a given pipeline stays as it is.
         overwrite: write into a folder that is not empty.
+        vae: folder or Hub id of an autoencoder of the same latent space, or "taesd", instead of the model's own.
 
     Returns:
-        What `metrics.json` holds: the protocol, `mean`, `floors`, `left_out` (metric and reason) and `images`.
+        What `metrics.json` holds: the protocol, `mean`, `floors`, `ceiling` (the true EO image after the autoencoder's
+        round trip; None in pixel space), `left_out` (metric and reason) and `images`.
 
     Raises:
         FileExistsError: `output` is not empty, and `overwrite` is not set.
+        ValueError: `vae` does not fit the model, or comes with a pipeline in memory.
         ValueError, OSError: unusable data, model or weights files; the message names them.
     """
     _check_output(output, overwrite)
+    if vae is not None and isinstance(model, CDiffSETPipeline):
+        raise ValueError("vae is set, but the model is a pipeline in memory: give it to `load_pipeline` instead")
     pairs = SplitPairs(load_pairs(data, split), crop_size, max_images)
-    pipe = model if isinstance(model, CDiffSETPipeline) else load_pipeline(model, revision, device, dtype)
+    pipe = model if isinstance(model, CDiffSETPipeline) else load_pipeline(model, revision, device, dtype, vae)
     pipe.set_progress_bar_config(disable=True)
     left_out: LeftOut = []
     lpips_model = _load_lpips(lpips_net, lpips_weights, download, pipe.device, left_out)
@@ -112,6 +119,8 @@ def evaluate(
     images, pictures, vectors = _collect(results, features, grid_rows, pipe.device)
     if not images:
         raise ValueError(f"{data}, split {split}: no image to evaluate (crop_size {crop_size})")
+    again = tqdm(pairs, "floors and ceiling", len(images), leave=False)
+    floors, ceiling = floors_and_ceiling(again, pipe, mean_colour, lpips_model)
     report = {
         "model": str((pipe.name_or_path or "in memory") if isinstance(model, CDiffSETPipeline) else model),
         "revision": revision,
@@ -123,9 +132,8 @@ def evaluate(
         **pairs.describe(),
         **_describe_sampling(pipe, num_inference_steps),
         "mean": mean_metrics(images) | _distances(vectors, left_out),
-        "floors": floors(
-            tqdm(pairs, "floors", len(images), leave=False), mean_colour, pipe.config.sar_transform, lpips_model
-        ),
+        "floors": floors,
+        "ceiling": ceiling,
         "mean_colour": mean_colour,
         "left_out": left_out,
         "images": images,
@@ -280,6 +288,7 @@ def _describe_sampling(pipe: CDiffSETPipeline, num_inference_steps: int | None) 
         "scheduler": type(pipe.scheduler).__name__,
         "timestep_spacing": scheduler.get("timestep_spacing"),
         "prediction_type": scheduler.prediction_type,
+        "autoencoder": None if pipe.vae is None else _describe_autoencoder(pipe.vae),
         "generated_images": "rounded to 8 bits before they are measured",
         "dtype": str(pipe.dtype),
         "device": str(pipe.device),
@@ -288,12 +297,18 @@ def _describe_sampling(pipe: CDiffSETPipeline, num_inference_steps: int | None) 
     }
 
 
+def _describe_autoencoder(vae: AutoencoderKL | AutoencoderTiny) -> str:
+    """Its class, and where it was loaded from."""
+    return f"{type(vae).__name__}, {vae.config.get('_name_or_path') or 'in memory'}"
+
+
 # ------------------------------------------------------------------------------------------------------- output
 
 
 def quality_table(report: dict) -> str:
-    """The means beside the floors, and what was left out, as text."""
-    columns = {"model": report["mean"], **report["floors"]}
+    """The means beside the floors and the autoencoder's ceiling, and what was left out, as text."""
+    ceiling = {} if report["ceiling"] is None else {"autoencoder": report["ceiling"]}
+    columns = {"model": report["mean"], **report["floors"], **ceiling}
     lines = [
         f"{report['data']}, split {report['split']}: {report['n']} images, "
         f"{report['num_inference_steps']} steps of {report['scheduler']}, seed {report['seed']}",

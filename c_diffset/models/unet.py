@@ -87,6 +87,11 @@ def add_lora(unet: UNet2DConditionModel, rank: int) -> None:
 
     `unet.save_lora_adapter(folder)` then writes a standard adapter; any UNet widened from the same base takes it with
     `unet.load_lora_adapter(folder, prefix=None, use_safetensors=True)`, and `unet.fuse_lora()` adds it to the weights.
+
+    Raises:
+        ValueError: diffusers gives this class of UNet no adapters.
     """
+    if not hasattr(unet, "add_adapter"):
+        raise ValueError(f"lora_rank is {rank}, but a {type(unet).__name__} takes no LoRA: set it to 0")
     unet.requires_grad_(False)
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=LORA_TARGETS))

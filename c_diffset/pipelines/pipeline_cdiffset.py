@@ -456,15 +456,9 @@ class CDiffSETPipeline(DiffusionPipeline):
             OSError: files are missing, or a component's weights are pickled, which can run code when they are loaded.
         """
         for component in {"unet", "vae", "text_encoder"} - set(kwargs):
-            files = sorted(Path(pretrained_model_name_or_path, component).glob("*"))
-            pickles = [file for file in files if file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
-            if pickles and not any(file.suffix == ".safetensors" for file in files):
-                name = "model" if component == "text_encoder" else pickles[0].stem
-                raise OSError(
-                    f"{pickles[0]} is a pickle, which can run code when loaded: expected {name}.safetensors. If you "
-                    f"trust the file, load it with torch.load(..., weights_only=True) and write it beside it with "
-                    f"safetensors.torch.save_file(..., '{name}.safetensors')"
-                )
+            message = describe_pickle(Path(pretrained_model_name_or_path, component))
+            if message is not None:
+                raise OSError(message)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs | {"use_safetensors": True})
 
     def save_pretrained(
@@ -509,6 +503,20 @@ class CDiffSETPipeline(DiffusionPipeline):
     def _upload(self, folder, repo_id, private=None, token=None, commit_message=None, create_pr=None) -> str:
         repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         return self._upload_folder(folder, repo_id, token, commit_message, bool(create_pr))
+
+
+def describe_pickle(folder: Path) -> str | None:
+    """What is wrong with a component's folder that holds its weights as a pickle only; None for any other folder."""
+    files = sorted(folder.glob("*"))
+    pickles = [file for file in files if file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+    if not pickles or any(file.suffix == ".safetensors" for file in files):
+        return None
+    name = "model" if folder.name == "text_encoder" else pickles[0].stem
+    return (
+        f"{pickles[0]} is a pickle, which can run code when loaded: expected {name}.safetensors. If you trust the "
+        f"file, load it with torch.load(..., weights_only=True) and write it beside it with "
+        f"safetensors.torch.save_file(..., '{name}.safetensors')"
+    )
 
 
 @torch.no_grad()

@@ -66,6 +66,7 @@ def translate(
     device: str | None = None,
     dtype: Precision = "float32",
     revision: str | None = None,
+    vae: str | None = None,
 ) -> Translation:
     """Translate SAR images (PNG, JPEG, TIFF) to EO images of the same names.
 
@@ -81,17 +82,18 @@ def translate(
         device: by default CUDA where there is one.
         dtype: precision of the model; half precision is faster on most GPUs and on CPUs with AMX.
         revision: revision of a Hub id.
+        vae: folder or Hub id of an autoencoder of the same latent space, or "taesd", instead of the model's own.
 
     Returns:
         What was written, skipped, and failed with which error: a file that cannot be read does not stop the others.
 
     Raises:
-        ValueError: two inputs have the same output name, an output would replace its input, or the model gives no
-            confidence.
+        ValueError: two inputs have the same output name, an output would replace its input, the model gives no
+            confidence, or `vae` does not fit the model.
         OSError: an input that does not exist, or an output folder that cannot be written.
     """
     outputs = plan_outputs(find_images(inputs), Path(output), confidence)
-    pipe = load_pipeline(model, revision, device, dtype)
+    pipe = load_pipeline(model, revision, device, dtype, vae)
     if confidence and not pipe.predicts_variance:
         raise ValueError(f"model {model} predicts no confidence: its UNet has no variance channel")
 

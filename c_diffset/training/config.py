@@ -300,8 +300,10 @@ class DistillConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.method == "consistency" and self.consistency.grid < 1:
-            raise ValueError(f"consistency.grid is {self.consistency.grid}, expected at least 1")
+        if self.method == "consistency" and not 1 <= self.steps <= self.consistency.grid:
+            raise ValueError(
+                f"default_num_inference_steps is {self.steps}, expected 1 to {self.consistency.grid} (consistency.grid)"
+            )
         if self.needs_results:
             if self.time_aware.results is None:
                 raise ValueError("time_aware.results is not set: name the folder for the teacher's results")
@@ -310,6 +312,11 @@ class DistillConfig(RunConfig):
         low, high = self.time_aware.noise_timesteps
         if not 0 <= low <= high:
             raise ValueError(f"time_aware.noise_timesteps is {low}, {high}: expected 0 <= lowest <= highest")
+
+    @property
+    def steps(self) -> int:
+        """The student's default number of steps."""
+        return self.default_num_inference_steps or (4 if self.method == "consistency" else 1)
 
     @property
     def needs_results(self) -> bool:
@@ -347,6 +354,7 @@ FREE_ON_RESUME = {
     *("output_dir", "model.base", "model.vae", "data.source", "data.latent_cache", "data.validation_split"),
     *("data.num_workers", "log_every", "checkpoint_every", "keep_checkpoints", "compile", "channels_last"),
     *("resume", "push_to_hub", "gradient_checkpointing", "teacher", "time_aware.results"),
+    *("base", "encoder", "lpips_weights"),
 }
 
 

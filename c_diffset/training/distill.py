@@ -31,7 +31,7 @@ from c_diffset.objectives.denoising import add_noise, append_dims, beta_nll, cle
 from c_diffset.objectives.time_aware import score_distillation_loss
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, clean_variance, raw_to_variance
 from c_diffset.training.config import DistillConfig, parse_config
-from c_diffset.training.loop import AveragedWeights, make_accelerator, make_optimizer, train
+from c_diffset.training.loop import AveragedWeights, make_accelerator, make_optimizer, train, update
 from c_diffset.training.task import PRECISION, PairsTask, with_components
 
 CONFIDENCE_BETA = 0.5  # of the beta-NLL, as Seitzer et al. recommend
@@ -66,26 +66,40 @@ def build_student(config: DistillConfig, teacher: CDiffSETPipeline) -> CDiffSETP
     Raises:
         ValueError: `config.student` does not fit the teacher.
     """
+    check_times(config, len(teacher.scheduler.alphas_cumprod))
     start = teacher if config.student is None else _load(config.student, None, "student")
     if start is not teacher:
         check_student(start, teacher, config)
     unet = copy.deepcopy(start.unet)
     if not start.predicts_variance:
         add_variance_channel(unet)
-    options = dict(timestep_spacing="trailing", set_alpha_to_one=True)
+    # without its list of defaults, which `from_config` would replace by those of the other class: another schedule
+    config_of_teacher = {key: value for key, value in teacher.scheduler.config.items() if key != "_use_default_values"}
+    options = config_of_teacher | dict(timestep_spacing="trailing", set_alpha_to_one=True)
     if config.method == "consistency":
         options["original_inference_steps"] = config.consistency.grid
-        scheduler, steps = LCMScheduler.from_config(teacher.scheduler.config, **options), 4
+        scheduler = LCMScheduler.from_config(options)
     else:
-        scheduler, steps = DDIMScheduler.from_config(teacher.scheduler.config, **options), 1
+        scheduler = DDIMScheduler.from_config(options)
     return with_components(
         teacher,
         unet=unet,
         scheduler=scheduler,
-        default_num_inference_steps=config.default_num_inference_steps or steps,
+        default_num_inference_steps=config.steps,
         # at pure noise, the one time at which no part of the true image has leaked into what the student sees
         confidence_timestep=scheduler.config.num_train_timesteps - 1,
     )
+
+
+def check_times(config: DistillConfig, num_train_timesteps: int) -> None:
+    """Refuse times that the teacher does not have."""
+    grid, highest = config.consistency.grid, max(config.time_aware.noise_timesteps)
+    if config.method == "consistency" and grid > num_train_timesteps:
+        raise ValueError(f"consistency.grid is {grid}, but the teacher has {num_train_timesteps} times")
+    if config.method == "time_aware" and highest >= num_train_timesteps:
+        raise ValueError(
+            f"time_aware.noise_timesteps goes up to {highest}, but the teacher's times to {num_train_timesteps - 1}"
+        )
 
 
 def check_student(student: CDiffSETPipeline, teacher: CDiffSETPipeline, config: DistillConfig) -> None:
@@ -161,11 +175,13 @@ class Distill(PairsTask):
             total = sum(weights.get(name, 1.0) * value for name, value in losses.items())
             logs = {"loss": total.detach()} | {name: value.detach() for name, value in losses.items()}
             accelerator.backward(total)
-            logs |= self.update(accelerator, self.unet, self.optimizer, self.config.optimizer, step)
+            settings = (self.config.optimizer, step, self.config.max_steps)
+            logs |= update(accelerator, self.unet, self.optimizer, *settings)
             if critic is not None:
                 logs["critic"] = critic.detach()
                 accelerator.backward(critic)
-                self.update(accelerator, self.critic, self.critic_optimizer, self.config.critic.optimizer, step)
+                settings = (self.config.critic.optimizer, step, self.config.max_steps)
+                update(accelerator, self.critic, self.critic_optimizer, *settings)
         return logs
 
     def losses(self, accelerator: Accelerator, batch: dict) -> dict[str, torch.Tensor]:
@@ -283,9 +299,8 @@ class TimeAwareDistill(Distill):
         with accelerator.main_process_first():
             folder = open_results(settings.results, self.results_made_with(accelerator))
         samples = super().samples(accelerator)
-        options = dict(timestep_spacing="trailing")
-        sampler = DDIMScheduler.from_config(self.teacher_pipe.scheduler.config, **options)
-        teacher = with_components(self.teacher_pipe, scheduler=sampler)
+        # the student's own sampler: DDIM, which from one noise always makes one result
+        teacher = with_components(self.teacher_pipe, scheduler=self.pipe.scheduler)
 
         def translate(crops: list[int]) -> torch.Tensor:
             rows = [samples[shuffled_row(samples.seed, crop, len(samples)), crop] for crop in crops]

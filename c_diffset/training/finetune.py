@@ -4,15 +4,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers import (
-    AutoencoderKL,
-    AutoencoderTiny,
-    DDIMScheduler,
-    DiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from c_diffset.loading import load_autoencoder
 from c_diffset.models.unet import add_variance_channel, small_unet, widen
 from c_diffset.objectives.denoising import add_noise, c_diff_loss, denoising_loss, min_snr_weight, prediction_target
 from c_diffset.pipelines.pipeline_cdiffset import (
@@ -22,18 +17,8 @@ from c_diffset.pipelines.pipeline_cdiffset import (
     encode_prompt_embeds,
 )
 from c_diffset.training.config import FinetuneConfig, ModelConfig, parse_config
-from c_diffset.training.loop import make_accelerator, train
+from c_diffset.training.loop import make_accelerator, train, update
 from c_diffset.training.task import PairsTask
-
-
-def load_autoencoder(source: str, revision: str | None = None, subfolder: str | None = None):
-    """An `AutoencoderKL` or `AutoencoderTiny` from a folder or Hub id, by the class its config names."""
-    config = AutoencoderKL.load_config(source, revision=revision, subfolder=subfolder)
-    classes = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
-    if config.get("_class_name") not in classes:
-        raise ValueError(f"autoencoder {source} is a {config.get('_class_name')}: expected one of {sorted(classes)}")
-    chosen = classes[config["_class_name"]]
-    return chosen.from_pretrained(source, revision=revision, subfolder=subfolder, use_safetensors=True)
 
 
 def build_pipeline(config: ModelConfig) -> CDiffSETPipeline:
@@ -115,7 +100,7 @@ class Finetune(PairsTask):
         with accelerator.accumulate(self.unet):
             loss, logs = self.loss(batch, step)
             accelerator.backward(loss)
-            logs |= self.update(accelerator, self.unet, self.optimizer, self.config.optimizer, step)
+            logs |= update(accelerator, self.unet, self.optimizer, self.config.optimizer, step, self.config.max_steps)
         return logs
 
     def loss(self, batch: dict, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -18,12 +18,13 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from c_diffset.cpu import use_whole_cpu
+from c_diffset.data.batches import training_loader
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
-from c_diffset.training.config import OptimizerConfig, check_same_run, save_config
+from c_diffset.training.config import OptimizerConfig, RunConfig, check_same_run, save_config
 
 
 class Task(Protocol):
@@ -82,6 +83,39 @@ def cosine_lr(step: int, config: OptimizerConfig, max_steps: int) -> float:
         return config.learning_rate * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
     return config.learning_rate * 0.5 * (1 + cos(pi * min(1.0, progress)))
+
+
+def update(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: OptimizerConfig,
+    step: int,
+    max_steps: int,
+) -> dict[str, torch.Tensor]:
+    """Clip the gradients and update the model, where gradients are synchronised; returns their norm to log."""
+    logs = {}
+    for group in optimizer.param_groups:
+        group["lr"] = cosine_lr(step, config, max_steps)
+    if accelerator.sync_gradients:
+        logs["grad_norm"] = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return logs
+
+
+def process_batches(samples: Dataset, config: RunConfig, accelerator: Accelerator, start: int) -> DataLoader:
+    """Endless batches of this process, from sample number `start` on."""
+    return training_loader(
+        samples,
+        config.batch_size,
+        accelerator.process_index,
+        accelerator.num_processes,
+        start,
+        config.data.num_workers,
+        config.data.shuffle_buffer,
+        pin_memory=accelerator.device.type == "cuda",
+    )
 
 
 class RunFolder:

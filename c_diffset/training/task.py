@@ -8,13 +8,13 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from c_diffset.data.batches import TrainingPairs, training_loader
+from c_diffset.data.batches import TrainingPairs
 from c_diffset.data.latents import CachedPairs, build_latent_cache
 from c_diffset.data.pairs import load_pairs
 from c_diffset.models.unet import add_lora
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
-from c_diffset.training.config import OptimizerConfig, RunConfig
-from c_diffset.training.loop import RunFolder, cosine_lr, make_optimizer
+from c_diffset.training.config import RunConfig
+from c_diffset.training.loop import RunFolder, make_optimizer, process_batches
 from c_diffset.training.validation import Validator
 
 PRECISION = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -68,16 +68,7 @@ class PairsTask:
 
     def loader(self, accelerator: Accelerator, start: int) -> DataLoader:
         """Endless batches of this process, from sample number `start` on."""
-        return training_loader(
-            self.samples(accelerator),
-            self.config.batch_size,
-            accelerator.process_index,
-            accelerator.num_processes,
-            start,
-            self.config.data.num_workers,
-            self.config.data.shuffle_buffer,
-            pin_memory=accelerator.device.type == "cuda",
-        )
+        return process_batches(self.samples(accelerator), self.config, accelerator, start)
 
     def latents(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """SAR and EO of a batch in latent space (B x C x h x w), as they are in pixel space."""
@@ -92,24 +83,6 @@ class PairsTask:
         prompt = self.pipe.prompt_kwargs(len(sar))
         output = unet(torch.cat([sar, noisy], dim=1), timestep, **prompt, return_dict=False)[0].float()
         return output[:, : noisy.shape[1]], output[:, noisy.shape[1] :]
-
-    def update(
-        self,
-        accelerator: Accelerator,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        config: OptimizerConfig,
-        step: int,
-    ) -> dict[str, torch.Tensor]:
-        """Clip the gradients and update the model, where gradients are synchronised; returns their norm to log."""
-        logs = {}
-        for group in optimizer.param_groups:
-            group["lr"] = cosine_lr(step, config, self.config.max_steps)
-        if accelerator.sync_gradients:
-            logs["grad_norm"] = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        return logs
 
     def pipeline(self, model: nn.Module) -> CDiffSETPipeline:
         """A complete pipeline around the model; a LoRA is fused into a copy."""

@@ -1,5 +1,6 @@
 """The evaluation from end to end: a tiny pixel-space model on generated pairs."""
 
+import copy
 import csv
 import json
 from pathlib import Path
@@ -19,13 +20,14 @@ from c_diffset.evaluation.report import (
     crop_pairs,
     evaluate,
     evaluate_pairs,
-    floors,
+    floors_and_ceiling,
     make_grid,
     mean_colour_of,
     split_against_train,
 )
 from c_diffset.models.unet import small_unet
-from c_diffset.pipelines.pipeline_cdiffset import SAR_DISPLAY, CDiffSETPipeline
+from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+from tests.conftest import tiny_taesd
 
 STEPS = 2
 
@@ -84,6 +86,7 @@ def test_evaluate_from_a_saved_model_to_files(pipe, data, tmp_path, capsys):
     assert {"lpips_squeeze", "fid_lpips_squeeze", "kid_lpips_squeeze", "confidence_spearman"} <= set(report["mean"])
     assert set(report["conventions"]) == set(report["mean"])
     assert set(report["floors"]) == {"sar_grey", "mean_colour"}
+    assert report["ceiling"] is None and report["autoencoder"] is None
     assert [entry["metric"] for entry in report["left_out"]] == ["fid", "kid"]
     assert "downloads are off" in report["left_out"][0]["reason"]
     printed = capsys.readouterr().out
@@ -163,15 +166,58 @@ def test_one_image_has_no_distribution(pipe, data, tmp_path):
     assert reasons["kid_lpips_squeeze"] == "needs at least 2 images" and "kid_lpips_squeeze" not in report["mean"]
 
 
-def test_floors_in_closed_form(pairs):
+def test_floors_in_closed_form(pipe, pairs):
     colour = [0.2, 0.4, 0.6]
     flat = Pair(pairs[0].sar, np.broadcast_to(np.uint8([51, 102, 153]), (64, 64, 3)), None, "flat")
     assert mean_colour_of([flat, flat]) == pytest.approx(colour)
-    measured = floors([flat], colour, SAR_DISPLAY)
+    measured, ceiling = floors_and_ceiling([flat], pipe, colour)
     assert measured["mean_colour"]["psnr"] == pytest.approx(100, abs=0.1)
     assert measured["sar_grey"]["copy_ratio"] == 0.0
     assert measured["sar_grey"]["bias_r"] == pytest.approx(flat.sar.mean() - 51, abs=1e-3)
-    assert set(floors(pairs, None, SAR_DISPLAY)) == {"sar_grey"}
+    assert ceiling is None, "pixel space loses nothing"
+    assert set(floors_and_ceiling(pairs, pipe, None)[0]) == {"sar_grey"}
+
+
+@pytest.mark.parametrize("space", ["kl", "tiny"])
+def test_the_ceiling_is_the_round_trip_of_the_true_image(make_pipe, pairs, space):
+    """49 pixels become 52, a multiple of 4, by reflection; nodata is black in both images."""
+    pipe = make_pipe(space)
+    mask = np.ones((49, 49), dtype=bool)
+    mask[:20, 30:] = False
+    eo = pairs[0].eo[:49, :49]
+    ceiling = floors_and_ceiling([Pair(pairs[0].sar[:49, :49], eo, mask, "odd")], pipe, None)[1]
+
+    vae = copy.deepcopy(pipe.vae).double()
+    padded = np.pad(eo / 127.5 - 1, ((0, 3), (0, 3), (0, 0)), mode="reflect")
+    with torch.no_grad():
+        encoded = vae.encode(torch.from_numpy(padded).permute(2, 0, 1)[None])
+        latents = encoded.latents if space == "tiny" else encoded.latent_dist.mean
+        decoded = vae.decode(latents).sample[0].permute(1, 2, 0).numpy()[:49, :49]
+    levels = np.round(127.5 * (np.clip(decoded, -1, 1) + 1))
+    error = (levels - eo.astype(float))[mask]
+    assert ceiling["psnr"] == pytest.approx(10 * np.log10(255**2 / np.mean(error**2)), abs=1e-3)
+    assert [ceiling[f"bias_{band}"] for band in "rgb"] == pytest.approx(error.mean(0).tolist(), abs=2e-2)
+
+
+def test_the_report_names_the_autoencoder_and_its_ceiling(make_pipe, data, tmp_path, capsys):
+    make_pipe("kl").save_pretrained(tmp_path / "model")
+    tiny_taesd().save_pretrained(tmp_path / "taesd")
+    options = dict(max_images=2, lpips_net=None, download=False)
+    own = evaluate(tmp_path / "model", data, **options)
+    assert own["autoencoder"] == f"AutoencoderKL, {tmp_path / 'model/vae'}"
+    other = evaluate(tmp_path / "model", data, output=tmp_path / "out", vae=str(tmp_path / "taesd"), **options)
+    assert other["autoencoder"] == f"AutoencoderTiny, {tmp_path / 'taesd'}"
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["ceiling"] == other["ceiling"]
+    assert other["ceiling"]["psnr"] != own["ceiling"]["psnr"] and other["floors"] == own["floors"]
+    lines = capsys.readouterr().out.splitlines()
+    psnr = [line for line in lines if line.startswith("psnr")][-1]
+    assert psnr.split()[-1] == f"{other['ceiling']['psnr']:.4f}"
+    assert [line.split()[-1] for line in lines if "sar_grey" in line] == ["autoencoder", "autoencoder"]
+
+
+def test_a_pipeline_in_memory_keeps_its_autoencoder(pipe, data):
+    with pytest.raises(ValueError, match="vae is set, but the model is a pipeline in memory"):
+        evaluate(pipe, data, vae="taesd")
 
 
 def test_mean_colour_comes_from_train_and_never_from_the_split(pipe, data, tmp_path):

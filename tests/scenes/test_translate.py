@@ -4,10 +4,12 @@ import numpy as np
 import PIL.Image
 import pytest
 import rasterio
+from diffusers import AutoencoderTiny
 from rasterio.transform import from_origin
 
 from c_diffset.cli import main
 from c_diffset.scenes.translate import find_images, translate
+from tests.conftest import tiny_taesd
 
 
 @pytest.fixture
@@ -98,3 +100,30 @@ def test_an_input_that_names_nothing_is_an_error(tmp_path, images):
     assert [path.name for path in find_images([str(images), str(images / "a.png")])] == [
         *("a.png", "b.png", "c.jpg", "d.tif")
     ]
+
+
+def test_another_autoencoder_gives_what_a_pipeline_with_it_gives(make_pipe, images, tmp_path):
+    pipe = make_pipe("kl")
+    pipe.save_pretrained(tmp_path / "model")
+    tiny_taesd().save_pretrained(tmp_path / "taesd")
+    pipe.register_modules(vae=AutoencoderTiny.from_pretrained(tmp_path / "taesd"))
+    pipe.save_pretrained(tmp_path / "by_hand")
+
+    files = {}
+    for name, model, options in (
+        ("own", "model", []),
+        ("by_hand_out", "by_hand", []),
+        ("other", "model", ["--vae", str(tmp_path / "taesd")]),
+    ):
+        out = tmp_path / name
+        where = ["--model", str(tmp_path / model), "--output", str(out)]
+        assert main(["translate", str(images / "a.png"), *where, *options]) == 0
+        files[name] = (out / "a.png").read_bytes()
+    assert files["other"] == files["by_hand_out"] != files["own"]
+
+
+def test_an_autoencoder_that_does_not_fit_is_wrong_usage(model, images, tmp_path, capsys):
+    tiny_taesd().save_pretrained(tmp_path / "taesd")
+    where = ["--model", model, "--output", str(tmp_path / "out"), "--vae", str(tmp_path / "taesd")]
+    assert main(["translate", str(images), *where]) == 2
+    assert "pixel space" in capsys.readouterr().err

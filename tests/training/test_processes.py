@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -15,22 +16,29 @@ from c_diffset.data.synthetic import write_pairs
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_two_processes_equal_twice_the_batch(tmp_path):
+@pytest.mark.parametrize("method", ["finetune", "consistency", "time_aware"])
+def test_two_processes_equal_twice_the_batch(method, tmp_path, make_pipe):
     write_pairs(tmp_path / "data", 5, size=32)
     settings = {
-        "model": {"unet": {"block_out_channels": [8, 32], "layers_per_block": 1}, "prediction_type": "v_prediction"},
         "data": {"source": str(tmp_path / "data"), "crop_size": 32, "validation_split": None},
         "optimizer": {"warmup_steps": 2, "learning_rate": 1e-3},
         "max_steps": 6,
         "log_every": 1,
     }
+    if method == "finetune":
+        unet = {"block_out_channels": [8, 32], "layers_per_block": 1}
+        settings |= {"model": {"unet": unet, "prediction_type": "v_prediction"}}
+    else:
+        make_pipe("pixel").save_pretrained(tmp_path / "teacher")
+        settings |= {"teacher": str(tmp_path / "teacher"), "method": method, "critic": {"weight": 1.0}}
+        settings |= {"time_aware": {"results": str(tmp_path / "results"), "num_results": 65, "teacher_steps": 1}}
     accelerate = str(Path(sys.executable).parent / "accelerate")
     for processes, batch_size in ((1, 4), (2, 2)):
         config = tmp_path / f"{processes}.yaml"
         output = {"output_dir": str(tmp_path / f"run{processes}"), "batch_size": batch_size}
         config.write_text(yaml.safe_dump(settings | output))
         launch = [accelerate, "launch", *(["--multi_gpu", "--num_processes", "2"] if processes == 2 else ["--cpu"])]
-        command = [*launch, "tools/finetune.py", "--config", str(config)]
+        command = [*launch, f"tools/{'finetune' if method == 'finetune' else 'distill'}.py", "--config", str(config)]
         # this variable is how `accelerate launch` starts several processes without a GPU
         environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)

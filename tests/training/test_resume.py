@@ -46,7 +46,8 @@ def settings(tmp_path_factory) -> dict:
 def command(settings: dict, output: Path) -> list[str]:
     config = output.with_suffix(".yaml")
     config.write_text(yaml.safe_dump(settings | {"output_dir": str(output)}))
-    return [sys.executable, "tools/finetune.py", "--config", str(config)]
+    tool = "distill" if "teacher" in settings else "finetune"
+    return [sys.executable, f"tools/{tool}.py", "--config", str(config)]
 
 
 def finish(settings: dict, output: Path) -> None:
@@ -95,6 +96,22 @@ def test_killed_in_the_middle_of_a_step(settings, uninterrupted, tmp_path):
     assert RunFolder(output).newest_checkpoint().name < f"step_{STEPS:08d}"
     finish(settings, output)
     assert_same_run(output, uninterrupted)
+
+
+@pytest.mark.parametrize("method", ["consistency", "time_aware"])
+def test_a_killed_distillation_goes_on_exactly(method, settings, uninterrupted, tmp_path):
+    """Student, critic, both optimisers, target and average: a lost one would change the losses that follow."""
+    settings = {key: value for key, value in settings.items() if key not in ("model", "confidence_start_step")}
+    settings |= {"teacher": str(uninterrupted / "pipeline"), "method": method, "critic": {"weight": 1.0}}
+    settings |= {"time_aware": {"results": str(tmp_path / "results"), "num_results": 5, "teacher_steps": 2}}
+    finish(settings, tmp_path / "whole")
+    output = tmp_path / "run"
+    metrics = output / "metrics.jsonl"
+    kill_when(lambda: metrics.exists() and '"step": 10' in metrics.read_text(), settings, output)
+    assert RunFolder(output).newest_checkpoint().name < f"step_{STEPS:08d}"
+    finish(settings, output)
+    assert_same_run(output, tmp_path / "whole")
+    assert "critic" in log_lines(output)[-1]
 
 
 def test_killed_in_the_middle_of_a_checkpoint(settings, uninterrupted, tmp_path):

@@ -1,0 +1,439 @@
+"""Distillation with real components at tiny size: its losses, its students, its errors."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import DDIMScheduler, LCMScheduler
+from torch.utils.data import default_collate
+
+from c_diffset.data import teacher_results
+from c_diffset.data.synthetic import write_pairs
+from c_diffset.models.critics import encoder_features
+from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, raw_to_variance
+from c_diffset.training.config import (
+    ConsistencyConfig,
+    CriticConfig,
+    DataConfig,
+    DistillConfig,
+    OptimizerConfig,
+    TimeAwareConfig,
+)
+from c_diffset.training.distill import METHODS, build_student, distill, load_teacher
+from c_diffset.training.loop import make_accelerator
+from tests.conftest import tiny_components, tiny_scheduler
+
+SAR = {"units": "display", "range": [0.0, 1.0], "channels": [0, 0, 0]}
+SPACES = ("kl", "pixel")
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate(monkeypatch):
+    """Accelerate keeps the precision of the first run in a process. And small chunks of results."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr(teacher_results, "CHUNK", 4)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("pairs")
+    write_pairs(folder, 6, size=32)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory) -> dict[str, str]:
+    """Teachers of random weights: Stable Diffusion's components, and pixel space."""
+    folders = {}
+    for space in SPACES:
+        folder = tmp_path_factory.mktemp(space)
+        components = tiny_components(space, folder / "text") | {"scheduler": teacher_scheduler()}
+        pipe = CDiffSETPipeline(**components, sar_transform=SAR, default_num_inference_steps=3)
+        pipe.save_pretrained(folder / "teacher")
+        folders[space] = str(folder / "teacher")
+    return folders
+
+
+def teacher_scheduler(**options) -> DDIMScheduler:
+    return tiny_scheduler(set_alpha_to_one=True, rescale_betas_zero_snr=True, **options)
+
+
+def settings(teacher: str, source: str, output: Path, **changes) -> DistillConfig:
+    """Four updates, no validation."""
+    config = DistillConfig(
+        output_dir=str(output),
+        teacher=teacher,
+        data=DataConfig(source=source, crop_size=16, validation_split=None),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2),
+        consistency=ConsistencyConfig(grid=20),
+        time_aware=TimeAwareConfig(results=str(output.parent / "results"), num_results=4, teacher_steps=2),
+        max_steps=4,
+        batch_size=2,
+        ema_decay=0.9,
+        log_every=1,
+    )
+    return replace(config, **changes)
+
+
+def prepared(config: DistillConfig):
+    """A task ready for its first batch, its accelerator, and that batch."""
+    accelerator = make_accelerator(config)
+    teacher = load_teacher(config)
+    task = METHODS[config.method](config, teacher, build_student(config, teacher))
+    task.prepare(accelerator)
+    return task, accelerator, next(iter(task.loader(accelerator, 0)))
+
+
+def with_critic(method: str) -> dict:
+    return {"method": method, "critic": CriticConfig(0.5, "softplus" if method == "consistency" else "hinge")}
+
+
+def log_of(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def huber(difference: torch.Tensor) -> torch.Tensor:
+    return ((difference**2 + 1e-6).sqrt() - 1e-3).mean()
+
+
+def consistency(pipe: CDiffSETPipeline, sar, noisy, times) -> tuple[torch.Tensor, torch.Tensor]:
+    """f(z, t) of the pipeline's UNet, v prediction, written out; and the variance of the clean image."""
+    output = pipe.unet(torch.cat([sar, noisy], 1), times, **pipe.prompt_kwargs(len(sar))).sample
+    abar = pipe.scheduler.alphas_cumprod[times].view(-1, 1, 1, 1)
+    abar = torch.where((times == 0).view(-1, 1, 1, 1), 1.0, abar)
+    v, raw = output[:, : pipe.eo_channels], output[:, pipe.eo_channels :]
+    clean, u = abar.sqrt() * noisy - (1 - abar).sqrt() * v, 10.0 * times.view(-1, 1, 1, 1)
+    f = 0.25 / (u**2 + 0.25) * noisy + u / (u**2 + 0.25).sqrt() * clean
+    return f, clean, raw_to_variance(raw) * (1 - abar)
+
+
+# ------------------------------------------------------------------------------------------------- consistency
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_the_consistency_losses_are_their_equations(space, teachers, source, tmp_path):
+    """Written out with diffusers' own DDIM step; at the start, student and target are the teacher."""
+    task, accelerator, batch = prepared(settings(teachers[space], source, tmp_path / "run"))
+    teacher = CDiffSETPipeline.from_pretrained(teachers[space])
+    with torch.no_grad():
+        losses = task.losses(accelerator, batch)
+        sar, eo = teacher.encode(batch["sar"]), teacher.encode(batch["eo"])
+        step = 1000 // 20
+        n = batch["timestep"] * 20 // 1000 + 1
+        late, early = n * step - 1, (n * step - 1 - step).clamp_min(0)
+        abar = teacher.scheduler.alphas_cumprod[late].view(-1, 1, 1, 1)
+        noisy = abar.sqrt() * eo + (1 - abar).sqrt() * batch["noise"]
+        v = teacher.unet(torch.cat([sar, noisy], 1), late, **teacher.prompt_kwargs(2)).sample[:, : teacher.eo_channels]
+        teacher.scheduler.set_timesteps(20)
+        rows = [teacher.scheduler.step(v[i], late[i], noisy[i]).prev_sample for i in range(2)]
+        target, *_ = consistency(teacher, sar, torch.stack(rows), early)
+        f, clean, variance = consistency(teacher, sar, noisy, late)
+        nll = 0.5 * ((clean - eo) ** 2 / variance + variance.log() + np.log(2 * np.pi))
+    torch.testing.assert_close(losses["consistency"], huber(f - target), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(losses["confidence"], (variance**0.5 * nll).mean(), rtol=1e-4, atol=1e-6)
+    assert set(losses) == {"consistency", "confidence"} and losses["consistency"] > 1e-3
+
+
+def test_the_target_follows_the_student(teachers, source, tmp_path):
+    task, accelerator, batch = prepared(settings(teachers["pixel"], source, tmp_path / "run"))
+    before = [parameter.detach().clone() for parameter in task.trainable]
+    task.train_batch(accelerator, batch, 0)
+    for old, now, average in zip(before, task.trainable, task.target.average, strict=True):
+        torch.testing.assert_close(average, 0.95 * old + 0.05 * now)
+    assert any(not torch.equal(old, now) for old, now in zip(before, task.trainable, strict=True))
+
+
+def plain_gradients(task, accelerator, batch) -> tuple[dict, dict]:
+    """Gradients of student and critic by two plain backward passes through everything."""
+    config = task.config
+    sar, eo = task.latents(batch)
+    noisy_at = lambda image, noise, t: (  # noqa: E731
+        task.abar[t].view(-1, 1, 1, 1).sqrt() * image + (1 - task.abar[t]).view(-1, 1, 1, 1).sqrt() * noise
+    )
+    if config.method == "consistency":
+        n = batch["timestep"] * 20 // 1000
+        late, early = task.times[n + 1], task.times[n]
+        noisy = noisy_at(eo, batch["noise"], late)
+        fake, *_ = consistency(task.pipe, sar, noisy, late)
+        real, fake = task.critic(sar, noisy, late, [eo, fake], early, task.pipe.prompt_kwargs(2))
+        student = torch.nn.functional.softplus(-fake).mean()
+        critic = torch.nn.functional.softplus(-real).mean() + torch.nn.functional.softplus(fake).mean()
+    else:
+        _, clean, _ = consistency(task.pipe, sar, batch["noise"], torch.tensor([999, 999]))
+        tau = 20 + batch["timestep_2"] * 381 // 1000
+        logits = []
+        for image in (eo, clean):
+            with encoder_features(task.teacher) as features:
+                task.call(task.teacher, sar, noisy_at(image, batch["noise_2"], tau), tau)
+            logits.append(task.critic(features))
+        student = -logits[1].mean()
+        critic = torch.relu(1 - logits[0]).mean() + torch.relu(1 + logits[1]).mean()
+    gradients = []
+    for loss, model in ((student, task.model), (critic, task.critic)):
+        parameters = dict(model.named_parameters())
+        found = torch.autograd.grad(loss, parameters.values(), retain_graph=True, allow_unused=True)
+        gradients.append({k: g for k, g in zip(parameters, found, strict=True) if g is not None and g.abs().max() > 0})
+    return tuple(gradients)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("space", SPACES)
+def test_one_pass_of_the_critic_gives_the_gradients_of_two(method, space, teachers, source, tmp_path):
+    critic = CriticConfig(1.0, "softplus" if method == "consistency" else "hinge", real="data")
+    time_aware = TimeAwareConfig(regression="data")
+    config = settings(teachers[space], source, tmp_path / "run", method=method, critic=critic, time_aware=time_aware)
+    task, accelerator, batch = prepared(config)
+    expected = plain_gradients(task, accelerator, batch)
+    for name, model, other, gradients in (
+        ("adversarial", task.model, task.critic, expected[0]),
+        ("critic", task.critic, task.model, expected[1]),
+    ):
+        task.model.zero_grad(), task.critic.zero_grad()
+        task.losses(accelerator, batch)[name].backward()
+        assert gradients and all(parameter.grad is None for parameter in other.parameters())
+        own = {key: p.grad for key, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+        assert own.keys() == gradients.keys()
+        for key, gradient in gradients.items():
+            torch.testing.assert_close(own[key], gradient, rtol=1e-3, atol=1e-6, msg=key)
+    assert all(parameter.grad is None for parameter in task.teacher.parameters())
+
+
+# -------------------------------------------------------------------------------------------------- time-aware
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_the_time_aware_losses_are_their_equations(space, teachers, source, tmp_path):
+    task, accelerator, batch = prepared(settings(teachers[space], source, tmp_path / "run", method="time_aware"))
+    teacher = CDiffSETPipeline.from_pretrained(teachers[space])
+    with torch.no_grad():
+        losses = task.losses(accelerator, batch)
+        sar, eo = teacher.encode(batch["sar"]), teacher.encode(batch["eo"])
+        _, clean, variance = consistency(teacher, sar, batch["noise"], torch.tensor([999, 999]))
+        tau = 20 + batch["timestep_2"] * 381 // 1000
+        abar = teacher.scheduler.alphas_cumprod[tau].view(-1, 1, 1, 1)
+        eps = []
+        for image in (clean, batch["result"]):
+            noisy = abar.sqrt() * image + (1 - abar).sqrt() * batch["noise_2"]
+            output = teacher.unet(torch.cat([sar, noisy], 1), tau, **teacher.prompt_kwargs(2)).sample
+            eps.append(abar.sqrt() * output[:, : teacher.eo_channels] + (1 - abar).sqrt() * noisy)
+        nll = 0.5 * ((clean - eo) ** 2 / variance + variance.log() + np.log(2 * np.pi))
+    expected = {
+        "regression": ((clean - batch["result"]) ** 2).mean(),
+        "score": ((eps[0] - eps[1]) * clean).mean(),
+        "confidence": (variance**0.5 * nll).mean(),
+    }
+    assert losses.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_the_cached_results_are_the_teachers(space, teachers, source, tmp_path):
+    """Those of the teacher's pipeline, from the SAR image and the noise of the same sample."""
+    task, _, batch = prepared(settings(teachers[space], source, tmp_path / "run", method="time_aware"))
+    teacher = CDiffSETPipeline.from_pretrained(teachers[space])
+    grey = batch["sar"][:, :1] * 0.5 + 0.5
+    for i in range(2):
+        latents = teacher(grey[i], 2, latents=batch["noise"][i : i + 1], output_type="latent").latents[0]
+        torch.testing.assert_close(batch["result"][i], latents, rtol=2e-3, atol=2e-3)  # stored as float16
+
+
+def test_results_are_computed_once_and_kept_apart(teachers, source, tmp_path):
+    config = settings(teachers["pixel"], source, tmp_path / "run", method="time_aware", max_steps=1)
+    config.time_aware.num_results = 7
+    distill(config)
+    results = tmp_path / "results"
+    chunks = sorted(results.glob("*.npy"))
+    assert len(chunks) == 2
+    stored = {chunk: (chunk.read_bytes(), chunk.stat().st_mtime_ns) for chunk in chunks}
+    chunks[1].unlink()  # as if the run had been stopped before it
+    distill(replace(config, output_dir=str(tmp_path / "again")))
+    assert chunks[0].stat().st_mtime_ns == stored[chunks[0]][1]
+    assert chunks[1].read_bytes() == stored[chunks[1]][0]
+
+    other = replace(config, output_dir=str(tmp_path / "other"), teacher=changed_teacher(teachers["pixel"], tmp_path))
+    with pytest.raises(ValueError, match=r"results were made otherwise: teacher is \w+, but \w+ in"):
+        distill(other)
+    with pytest.raises(ValueError, match="steps is 3, but 2 in"):
+        distill(replace(config, output_dir=str(tmp_path / "a"), time_aware=replace(config.time_aware, teacher_steps=3)))
+    with pytest.raises(ValueError, match="holds other files"):
+        distill(replace(config, output_dir=str(tmp_path / "b"), time_aware=replace(config.time_aware, results=source)))
+    assert not (tmp_path / "other/metrics.jsonl").exists()
+
+
+def changed_teacher(teacher: str, folder: Path, **options) -> str:
+    """The same teacher with other weights, or with `options` of its scheduler."""
+    pipe = CDiffSETPipeline.from_pretrained(teacher)
+    if options:
+        pipe.scheduler = teacher_scheduler(**options)
+        pipe.register_to_config(prediction_type=pipe.scheduler.config.prediction_type)
+    else:
+        with torch.no_grad():
+            pipe.unet.conv_out.bias.add_(0.1)
+    pipe.save_pretrained(folder / "changed")
+    return str(folder / "changed")
+
+
+# ---------------------------------------------------------------------------------------------------- students
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("space", SPACES)
+def test_a_student_loads_and_runs_without_arguments(method, space, teachers, source, tmp_path, sar):
+    output = tmp_path / "run"
+    folder = distill(settings(teachers[space], source, output, **with_critic(method)))
+    lines = log_of(output)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    expected = {"consistency": {"consistency"}, "time_aware": {"regression", "score"}}[method]
+    assert expected | {"loss", "confidence", "adversarial", "critic"} <= lines[0].keys()
+    parts = {"adversarial": 0.5}
+    total = sum(parts.get(name, 1.0) * lines[0][name] for name in expected | {"confidence", "adversarial"})
+    assert lines[0]["loss"] == pytest.approx(total, rel=1e-5)
+
+    student = CDiffSETPipeline.from_pretrained(folder)
+    student.set_progress_bar_config(disable=True)
+    seen = []
+    result = student(sar, callback_on_step_end=lambda pipe, step, t, tensors: seen.append(int(t)))
+    scheduler, times = {
+        "consistency": (LCMScheduler, [999, 749, 499, 249]),
+        "time_aware": (DDIMScheduler, [999]),
+    }[method]
+    assert isinstance(student.scheduler, scheduler) and seen == times
+    assert result.images[0].size == (16, 16)
+    assert result.confidence.shape == (1, 16, 16) and 0 < result.confidence.min() <= result.confidence.max() <= 1
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_the_sampler_is_the_lcm_loop(space, teachers, source, tmp_path, sar):
+    student = CDiffSETPipeline.from_pretrained(distill(settings(teachers[space], source, tmp_path / "run")))
+    student.set_progress_bar_config(disable=True)
+    found = student(sar, 3, generator=torch.manual_seed(5), output_type="pt")
+
+    generator = torch.manual_seed(5)
+    condition = student.encode(student.prepare_sar(sar))
+    latents = torch.randn(1, student.eo_channels, *condition.shape[-2:], generator=generator)
+    times = [999, 699, 349]  # three of the twenty times of the grid, spread from the last one down
+    with torch.no_grad():
+        for i, t in enumerate(times):
+            f, clean, variance = consistency(student, condition, latents, torch.tensor([t]))
+            if i == 0:
+                first_variance = variance
+            latents = f
+            if i < 2:
+                abar = student.scheduler.alphas_cumprod[times[i + 1]]
+                noise = torch.randn(latents.shape, generator=generator)
+                latents = abar.sqrt() * f + (1 - abar).sqrt() * noise
+    torch.testing.assert_close(found.latents, latents, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.variance, first_variance[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_lora_turns_the_teacher_into_the_student(teachers, source, tmp_path):
+    output = tmp_path / "run"
+    folder = distill(settings(teachers["kl"], source, output, lora_rank=2, **with_critic("consistency")))
+    student = CDiffSETPipeline.from_pretrained(folder)
+    unet = CDiffSETPipeline.from_pretrained(teachers["kl"]).unet
+    unet.load_lora_adapter(output / "lora", prefix=None, use_safetensors=True)
+    unet.fuse_lora()
+    unet.unload_lora()
+    before = CDiffSETPipeline.from_pretrained(teachers["kl"]).unet.state_dict()
+    for key, value in student.unet.state_dict().items():
+        torch.testing.assert_close(unet.state_dict()[key], value, rtol=1e-5, atol=1e-7)
+    assert any(not torch.equal(before[key], value) for key, value in student.unet.state_dict().items())
+
+
+def test_a_student_of_a_student(teachers, source, tmp_path):
+    """One method's student may be where the other starts."""
+    first = distill(settings(teachers["pixel"], source, tmp_path / "first", max_steps=1))
+    config = settings(teachers["pixel"], source, tmp_path / "second", method="time_aware", student=str(first))
+    config.time_aware.regression = "data"
+    student = build_student(config, load_teacher(config))
+    start = CDiffSETPipeline.from_pretrained(first).unet.state_dict()
+    assert all(torch.equal(start[key], value) for key, value in student.unet.state_dict().items())
+    assert isinstance(student.scheduler, DDIMScheduler) and student.config.default_num_inference_steps == 1
+    distill(config)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_is_learned_from_invalid_pixels(method, teachers, source, tmp_path):
+    """With a mask, neither loss depends on what the images hold where it says invalid."""
+    config = settings(teachers["pixel"], source, tmp_path / "run", **with_critic(method))
+    config.critic.real = "data"
+    task, accelerator, batch = prepared(config)
+    mask = torch.ones_like(batch["noise"][:, :1])
+    mask[:, :, :8] = 0
+    gradients = []
+    task.student_prediction = lambda *args: (image, torch.ones_like(mask))
+    for _ in range(2):
+        image = torch.randn(batch["noise"].shape, generator=torch.manual_seed(0)).requires_grad_()
+        losses = task.losses(accelerator, batch | {"mask": mask})
+        critic = losses.pop("critic")
+        (gradient,) = torch.autograd.grad(sum(losses.values()), image)
+        gradients.append(gradient)
+        assert gradient[:, :, :8].abs().max() == 0 and gradient[:, :, 8:].abs().min() > 0
+        assert torch.isfinite(critic)
+    torch.testing.assert_close(*gradients)
+
+
+# ---------------------------------------------------------------------------------------------------- bad input
+
+
+def test_teachers_that_cannot_teach(teachers, source, tmp_path):
+    student = distill(settings(teachers["pixel"], source, tmp_path / "run", max_steps=1))
+    with pytest.raises(ValueError, match="LCMScheduler: expected a teacher of many steps"):
+        distill(settings(str(student), source, tmp_path / "other"))
+    vae = Path(teachers["kl"]) / "vae"
+    with pytest.raises((ValueError, OSError), match="vae"):
+        distill(settings(str(vae), source, tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    "options, name",
+    [
+        ({"prediction_type": "sample"}, "prediction_type sample"),
+        ({"beta_schedule": "squaredcos_cap_v2"}, "noise schedule"),
+    ],
+)
+def test_students_that_do_not_fit(options, name, teachers, source, tmp_path):
+    student = changed_teacher(teachers["pixel"], tmp_path, **options)
+    with pytest.raises(ValueError, match=f"student .*{name}"):
+        distill(settings(teachers["pixel"], source, tmp_path / "run", student=student))
+    with pytest.raises(ValueError, match="student .* has input channels 8, but the teacher 6"):
+        distill(settings(teachers["pixel"], source, tmp_path / "run", student=teachers["kl"]))
+
+
+def test_settings_that_do_not_fit(teachers, source, tmp_path):
+    config = settings(teachers["pixel"], source, tmp_path / "run")
+    for changes, message in (
+        ({"consistency": ConsistencyConfig(grid=3)}, r"default_num_inference_steps is 4, expected 1 to 3"),
+        ({"consistency": ConsistencyConfig(grid=1001)}, "consistency.grid is 1001, but the teacher has 1000 times"),
+        ({"method": "time_aware", "time_aware": TimeAwareConfig()}, "time_aware.results is not set"),
+        ({"time_aware": TimeAwareConfig(noise_timesteps=(5, 1))}, "noise_timesteps is 5, 1"),
+        ({"time_aware": TimeAwareConfig("data", noise_timesteps=(5, 1000)), "method": "time_aware"}, "up to 1000"),
+        ({"lora_rank": 2}, "lora_rank"),  # a UNet2DModel takes no adapter
+    ):
+        with pytest.raises(ValueError, match=message):
+            distill(replace(config, **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_teacher_does_not_go_on_with_a_run(teachers, source, tmp_path):
+    config = settings(teachers["pixel"], source, tmp_path / "run")
+    distill(config)
+    with pytest.raises(ValueError, match="this run was started with teacher"):
+        distill(replace(config, teacher=changed_teacher(teachers["pixel"], tmp_path)))
+
+
+def test_batches_hold_a_second_noise_for_each_visit(teachers, source, tmp_path):
+    """The same crop comes again with the same first noise, and another second one."""
+    task, accelerator, _ = prepared(settings(teachers["pixel"], source, tmp_path / "run", method="time_aware"))
+    samples = task.samples(accelerator)
+    first, again = samples[2, 2], samples[2, 7]
+    for key in ("sar", "eo", "noise", "result"):
+        assert torch.equal(first[key], again[key])
+    assert not torch.equal(first["noise_2"], again["noise_2"])
+    assert default_collate([first, again])["noise_2"].shape == (2, 3, 16, 16)
