@@ -16,10 +16,22 @@ import torch
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from jsonargparse import auto_cli
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from c_diffset.data.synthetic import write_pairs
-from c_diffset.training.config import DataConfig, FinetuneConfig, ModelConfig, SmallUNetConfig, ValidationConfig
+from c_diffset.models.critics import encoder_half
+from c_diffset.training.config import (
+    CriticConfig,
+    DataConfig,
+    DistillConfig,
+    FinetuneConfig,
+    ModelConfig,
+    SmallUNetConfig,
+    TimeAwareConfig,
+    ValidationConfig,
+)
+from c_diffset.training.distill import METHODS, ConsistencyDistill, Distill, build_student, load_teacher
 from c_diffset.training.finetune import Finetune, build_pipeline
 from c_diffset.training.loop import make_accelerator, train
 
@@ -58,11 +70,23 @@ def alternate(first: Callable, second: Callable, rounds: int) -> tuple[float, fl
     return statistics.median(a for a, _ in times), statistics.median(b for _, b in times)
 
 
+class FlopCounter(TorchDispatchMode):
+    """Counts as torch's own `FlopCounterMode` does, which cannot follow `torch.autograd.grad`."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **kwargs or {})
+        if func._overloadpacket in flop_registry:
+            self.total += flop_registry[func._overloadpacket](*args, **kwargs or {}, out_val=out)
+        return out
+
+
 def flops(function: Callable[[], object]) -> int:
     """Floating point operations of a forward pass."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounter() as counter, torch.no_grad():
         function()
-    return counter.get_total_flops()
+    return counter.total
 
 
 def sd_flops(size: int = 512) -> dict:
@@ -77,6 +101,89 @@ def sd_flops(size: int = 512) -> dict:
         "sd21_encode_gflop": encode / 1e9,
         "sd21_cache_speedup_bound": (step + 2 * encode) / step,
     }
+
+
+def one_step_bound(encode: float, unet: float, decode: float, steps: int = 50) -> float:
+    """How much faster one step can be than many, if time is FLOPs."""
+    return (encode + steps * unet + decode) / (encode + unet + decode)
+
+
+def sd_one_step_bounds(size: int = 512) -> dict:
+    """One step instead of 50 at the shape of Stable Diffusion 2.1, with its autoencoder and with TAESD, from FLOPs."""
+    bounds = {}
+    with torch.device("meta"):
+        unet, image = UNet2DConditionModel(**SD_UNET), torch.empty(1, 3, size, size)
+        sample = torch.empty(1, 8, size // 8, size // 8)
+        step = flops(lambda: unet(sample, torch.empty(1), torch.empty(1, 7, 1024)))
+        for name, vae in (("sd_vae", AutoencoderKL(**SD_VAE)), ("taesd", AutoencoderTiny())):
+            encode, decode = flops(lambda v=vae: v.encode(image)), flops(lambda v=vae: v.decode(sample[:, :4]))
+            bounds[f"sd21_one_step_bound_{name}"] = one_step_bound(encode, step, decode)
+    return bounds
+
+
+def one_step_speedup(folder: Path, rounds: int) -> dict:
+    """A teacher's 50 steps over its student's one, whole images, same batch and precision; and the bound from FLOPs."""
+    model = settings(folder, False).model
+    model.unet = SmallUNetConfig([64, 128, 256], layers_per_block=1)
+    teacher = build_pipeline(model)
+    teacher.save_pretrained(folder / "teacher")
+    config = DistillConfig(
+        output_dir="", teacher=str(folder / "teacher"), method="time_aware", data=DataConfig(source=""),
+        time_aware=TimeAwareConfig(regression="data"),
+    )  # fmt: skip
+    student = build_student(config, teacher)
+    for pipe in (teacher, student):
+        pipe.set_progress_bar_config(disable=True)
+    sar, image = torch.rand(4, 1, 256, 256), torch.rand(4, 3, 256, 256)
+    latents = torch.randn(4, 4, 32, 32)
+    encode, decode = flops(lambda: teacher.vae.encode(image)), flops(lambda: teacher.vae.decode(latents))
+    bound = one_step_bound(encode, flops(lambda: teacher.unet(latents.repeat(1, 2, 1, 1), 500)), decode)
+    many, one = alternate(lambda: teacher(sar, 50), lambda: student(sar), rounds)
+    return {
+        "teacher_50_steps_seconds_per_image": many / 4,
+        "student_1_step_seconds_per_image": one / 4,
+        "one_step_speedup_measured": many / one,
+        "one_step_speedup_bound": bound,
+        "one_step_speedup_share_of_bound": many / one / bound,
+    }
+
+
+def critic_flops(task: Distill) -> int:
+    """Of the critic alone: four times a forward pass of its images, for back to the student's image, back through the
+    layers, and back to the weights."""
+    sar, image, times = torch.randn(4, 4, 16, 16), torch.randn(4, 4, 16, 16), torch.full((4,), 500)
+    if isinstance(task, ConsistencyDistill):
+        return 4 * flops(lambda: task.critic(sar, image, times, [image, image], times, {}))
+    half, images = encoder_half(task.teacher), torch.cat([sar, image], dim=1).repeat(2, 1, 1, 1)
+    return 4 * flops(lambda: half(images, times.repeat(2)))
+
+
+def adversarial_flops(folder: Path) -> dict:
+    """What the critic adds to an update, over a forward and backward pass of the critic alone: at most 1."""
+    shares = {}
+    for method, weight in (("consistency", 1.0), ("time_aware", 0.02)):
+        counts = []
+        for critic in (0.0, weight):
+            config = DistillConfig(
+                output_dir=str(folder / "distill"),
+                teacher=str(folder / "teacher"),
+                method=method,
+                data=settings(folder, True).data,
+                time_aware=TimeAwareConfig(regression="data"),
+                critic=CriticConfig(critic),
+                batch_size=4,
+            )
+            accelerator = make_accelerator(config)
+            pipe = load_teacher(config)
+            task = METHODS[method](config, pipe, build_student(config, pipe))
+            task.prepare(accelerator)
+            batch = next(iter(task.loader(accelerator, 0)))
+            with FlopCounter() as counter:
+                task.train_batch(accelerator, batch, 0)
+            counts.append(counter.total)
+        shares[f"critic_flops_share_{method}"] = (counts[1] - counts[0]) / critic_flops(task)
+        shares[f"critic_update_flops_ratio_{method}"] = counts[1] / counts[0]
+    return shares
 
 
 def settings(folder: Path, cache: bool, **changes) -> FinetuneConfig:
@@ -197,6 +304,9 @@ def benchmark(quick: bool = False, json_file: str | None = None) -> None:
         figures |= loop_overhead(folder, 1 if quick else 3)
         for space in ("pixel", "latent"):
             figures |= sampling_overhead(folder, rounds, space)
+        figures |= sd_one_step_bounds()
+        figures |= one_step_speedup(folder, rounds)
+        figures |= adversarial_flops(folder)
     figures |= {"torch_threads": torch.get_num_threads(), "cuda": torch.cuda.is_available()}
     for key, value in figures.items():
         print(f"{key:<42} {value:.4g}")

@@ -52,5 +52,13 @@ def test_two_processes_equal_twice_the_batch(method, tmp_path, make_pipe):
     assert len(losses[0]) == 6
     torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=1e-5, atol=1e-6)
     # AdamW divides by tiny second moments at first, which magnifies the rounding of another order of summation
-    for key, value in weights[0].items():
-        torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-5, msg=key)
+    if method == "finetune":
+        for key, value in weights[0].items():
+            torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-5, msg=key)
+    else:  # where the critic agrees, single weights have no gradient but rounding: judged by how far training went
+        start = load_file(tmp_path / "teacher/unet/diffusion_pytorch_model.safetensors")
+        went, apart = (
+            sum((weights[0][key] - other[key]).square().sum().item() for key in start) ** 0.5
+            for other in (start, weights[1])
+        )
+        assert apart < 1e-3 * went
