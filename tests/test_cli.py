@@ -73,7 +73,13 @@ def test_from_pairs_to_metrics(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run/pipeline/pipeline.py").is_file() and (tmp_path / "run/best/model_index.json").is_file()
 
-    model = ["--model", tmp_path / "run/pipeline"]
+    student = {"output_dir": str(tmp_path / "student"), "teacher": str(tmp_path / "run/pipeline"), "batch_size": 2}
+    student |= {name: config[name] for name in ("data", "validation", "max_steps")} | {"critic": {"weight": 1.0}}
+    (tmp_path / "distill.yaml").write_text(yaml.safe_dump(student))
+    done = run(*launch, "tools/distill.py", "--config", tmp_path / "distill.yaml", "--critic.loss", "hinge")
+    assert done.returncode == 0, done.stderr
+
+    model = ["--model", tmp_path / "student/pipeline"]
     translate = [tmp_path / "raw/test/sar", *model, "--output", tmp_path / "eo", "--confidence"]
     done = run(sys.executable, "-m", "c_diffset", "translate", *translate)
     assert done.returncode == 0, done.stderr

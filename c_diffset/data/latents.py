@@ -48,7 +48,6 @@ def _encode_turned(pipe: CDiffSETPipeline, image: torch.Tensor, dtype: torch.dty
         turned = flip_and_turn(image, which)[None].to(pipe.device)
         factor = pipe.vae_scale_factor
         turned = F.pad(turned, (0, -turned.shape[-1] % factor, 0, -turned.shape[-2] % factor), mode="reflect")
-        turned = turned.to(memory_format=torch.channels_last)
         with torch.autocast(pipe.device.type, dtype, enabled=dtype != torch.float32):
             latents.append(pipe.encode(turned)[0].to(torch.float16).cpu().numpy())
     return latents

@@ -44,7 +44,7 @@ class PairsTask:
             self.model.compile()
         self.unet, self.optimizer = accelerator.prepare(self.model, self.optimizer)
         if self.pipe.vae is not None:
-            self.pipe.vae.to(accelerator.device, memory_format=torch.channels_last)
+            self.pipe.vae.to(accelerator.device)
         if self.config.data.validation_split and accelerator.is_main_process:
             self.validator = Validator(self.config.data, self.config.validation, accelerator.device)
         self.abar = self.pipe.scheduler.alphas_cumprod.to(accelerator.device)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from c_diffset.data.pairs import load_pairs, read_pair
 from c_diffset.data.synthetic import write_pairs
 from c_diffset.loading import load_pipeline
-from c_diffset.training.config import DataConfig, OptimizerConfig, ValidationConfig, parse_config
+from c_diffset.training.config import DataConfig, OptimizerConfig, ValidationConfig
 from c_diffset.training.decoder import DecoderConfig, DecoderTask, EOCrops, finetune_decoder
 from c_diffset.training.loop import make_accelerator
 from tests.conftest import tiny_taesd, tiny_vae
@@ -203,9 +203,3 @@ def test_autoencoders_that_do_not_fit_are_refused(files, tmp_path):
         DecoderTask(settings(files, tmp_path / "run", base=str(tmp_path / "kl")))
     with pytest.raises(ValueError, match="taesd has 4 latent channels, expected 8"):
         DecoderTask(settings(files, tmp_path / "run", encoder=str(tmp_path / "kl")))
-
-
-def test_the_recipe_is_read():
-    recipe = Path(__file__).parent.parent.parent / "train_configs/decoder.yaml"
-    config = parse_config(DecoderConfig, "", ["--config", str(recipe), "--lpips_weight", "0.25"])
-    assert (config.base, config.encoder, config.lpips_weight) == ("madebyollin/taesd", None, 0.25)
