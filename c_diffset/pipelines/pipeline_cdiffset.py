@@ -225,6 +225,8 @@ class CDiffSETPipeline(DiffusionPipeline):
         prompt_embeds: dict | None = None,
     ):
         super().__init__()
+        if vae is not None:
+            vae.to(memory_format=torch.channels_last)  # two to four times faster in half precision
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
         if prompt_embeds is None and text_encoder is not None and tokenizer is not None:
             prompt_embeds = encode_prompt_embeds(text_encoder, tokenizer)
@@ -262,7 +264,7 @@ class CDiffSETPipeline(DiffusionPipeline):
         """Images B x C x H x W in [-1, 1] to latents (posterior mean, scaled); the identity in pixel space."""
         if self.vae is None:
             return images
-        encoded = self.vae.encode(images.to(self.vae.dtype, memory_format=torch.channels_last))  # faster, on a CPU thrice
+        encoded = self.vae.encode(images.to(self.vae.dtype))
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         return (latents - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
 
@@ -272,7 +274,7 @@ class CDiffSETPipeline(DiffusionPipeline):
         if self.vae is None:
             return latents.clamp(-1, 1)
         latents = latents / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
-        return self.vae.decode(latents.to(self.vae.dtype, memory_format=torch.channels_last)).sample.clamp(-1, 1)
+        return self.vae.decode(latents.to(self.vae.dtype)).sample.clamp(-1, 1)
 
     def prompt_kwargs(self, batch_size: int) -> dict:
         """The UNet's text condition: the constant prompt, or nothing for a UNet without cross attention."""
