@@ -20,7 +20,7 @@ CHUNK = 64
 def weights_fingerprint(pipe: CDiffSETPipeline) -> str:
     """A hash of the UNet's weights, the noise schedule and what is predicted."""
     digest = hashlib.sha256(pipe.config.prediction_type.encode())
-    digest.update(pipe.scheduler.alphas_cumprod.double().numpy().tobytes())
+    digest.update(pipe.scheduler.alphas_cumprod.double().cpu().numpy().tobytes())
     for name, weight in sorted(pipe.unet.state_dict().items()):
         digest.update(name.encode())
         digest.update(weight.detach().cpu().float().numpy().tobytes())
