@@ -1,4 +1,4 @@
-"""Speed of training and sampling against their floors: python tools/benchmark.py [--quick] [--json FILE]
+"""Speed of training and sampling against their floors: python tools/benchmark.py [--quick true] [--json_file FILE]
 
 Ratios are taken within one run: the two sides alternate, and the median of their times counts, so that a machine whose
 speed drifts does not change them. Everything runs on generated data and random weights. FLOPs are 2 x multiply-adds of
