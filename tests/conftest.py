@@ -88,6 +88,25 @@ def perturb(unet) -> None:
     unet.conv_out.weight.normal_(std=0.3)
 
 
+@torch.no_grad()
+def copying_pipe(**options) -> CDiffSETPipeline:
+    """A pipeline in pixel space whose EO image is its SAR image, normalised over what the UNet sees at once."""
+    unet = small_unet(1, 3, [8, 32], layers_per_block=1, attention_levels=0)
+    for parameter in unet.parameters():
+        parameter.zero_()
+    unet.conv_in.weight[:, 0, 1, 1] = 1
+    last = unet.up_blocks[-1].resnets[-1].conv_shortcut.weight  # reads what comes from below, then the first level
+    last[range(8), range(last.shape[1] - 8, last.shape[1])] = 1
+    unet.conv_norm_out.weight.fill_(1)
+    unet.conv_out.weight[:3, :, 1, 1] = 1 / 16
+    transform = {"units": "display", "range": [0.0, 1.0], "channels": [0]}
+    scheduler = tiny_scheduler(prediction_type="sample")
+    defaults = {"sar_transform": transform, "default_num_inference_steps": 1}
+    pipe = CDiffSETPipeline(unet, scheduler, **defaults | options)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def tiny_components(space: str, folder: Path) -> dict:
     """Random components of a pipeline in the latent space of "kl" or "tiny" (TAESD), or in "pixel" space."""
     torch.manual_seed(0)

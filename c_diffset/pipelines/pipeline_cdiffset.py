@@ -80,12 +80,13 @@ def check_sar_transform(sar_transform: dict) -> dict:
     """The transform (see `sar_to_tensor`) with its defaults filled in.
 
     Raises:
-        ValueError: unknown keys or units, malformed `channels`, or a `range` that is neither [low, high], low < high,
-            nor one such pair for each channel.
+        ValueError: unknown keys or units, malformed `channels` or `bands`, or a `range` that is neither [low, high],
+            low < high, nor one such pair for each channel.
     """
-    unknown = set(sar_transform) - {"units", "range", "channels"}
+    unknown = set(sar_transform) - {"units", "range", "channels", "bands"}
     if unknown:
-        raise ValueError(f"sar_transform has unknown keys {sorted(unknown)}: expected 'units', 'range', 'channels'")
+        expected = "'units', 'range', 'channels', 'bands'"
+        raise ValueError(f"sar_transform has unknown keys {sorted(unknown)}: expected {expected}")
     units = sar_transform.get("units")
     if units not in DEFAULT_RANGE:
         raise ValueError(f"sar_transform['units'] is {units!r}: expected one of {list(DEFAULT_RANGE)}")
@@ -101,11 +102,23 @@ def check_sar_transform(sar_transform: dict) -> dict:
             f"sar_transform['range'] is {limits}: expected [low, high], two numbers with low < high, or one such pair "
             f"for each of the {len(channels)} channels"
         )
+    names = sar_transform.get("bands")
+    count = count_bands(channels)
+    named = isinstance(names, list | tuple) and len(names) == count and all(isinstance(name, str) for name in names)
+    if names is not None and not named:
+        raise ValueError(
+            f"sar_transform['bands'] is {names!r}: expected {count} names such as 'VV', one for each band in 'channels'"
+        )
     return {
         "units": units,
         "range": [list(pair) for pair in limits] if each else list(limits),
         "channels": list(channels),
-    }
+    } | ({} if names is None else {"bands": list(names)})
+
+
+def count_bands(channels: list) -> int:
+    """How many bands an image needs for `sar_transform["channels"]`."""
+    return 1 + max(int(band) for channel in channels for band in str(channel).split("-"))
 
 
 def _is_range(limits) -> bool:
@@ -167,7 +180,7 @@ def sar_to_tensor(image, sar_transform: dict) -> torch.Tensor:
             "amplitude", linear), `range` [low, high] (fraction of full scale, default [0, 1], or dB, default [-30, 0])
             mapped to [-1, 1] and clipped, for all channels or a list with one for each, and `channels` (default
             [0, 0, 0]): for each model channel a band index, or "i-j" for the difference of two bands (in dB: their
-            ratio).
+            ratio), and optionally `bands`, the bands' names (polarisations), by which those of a scene are chosen.
 
     Raises:
         ValueError: NaN or infinite pixels, bands that do not fit `channels`, values that cannot be in `units`, or a
@@ -179,7 +192,7 @@ def sar_to_tensor(image, sar_transform: dict) -> torch.Tensor:
     if count:
         raise ValueError(f"the SAR image holds {count} NaN or infinite values: fill or mask them first")
     picks = [[int(band) for band in str(channel).split("-")] for channel in transform["channels"]]
-    used = 1 + max(max(pick) for pick in picks)
+    used = count_bands(transform["channels"])
     grey_as_colour = used == 1 and len(bands) == 3 and bool((bands == bands[:1]).all())
     if len(bands) != used and not grey_as_colour:
         raise ValueError(

@@ -1,27 +1,30 @@
-"""From SAR files to EO files."""
+"""The command `translate`: images, scenes and lists of them, on one process or many; what is finished stays."""
 
-import glob
+import json
 import os
 import sys
-import warnings
-from collections.abc import Iterator
+import time
 from dataclasses import dataclass, field
-from itertools import groupby, islice
+from hashlib import sha256
 from pathlib import Path
-from zlib import crc32
 
-import numpy as np
 import PIL.Image
-import rasterio
-from rasterio.errors import NotGeoreferencedWarning
+from accelerate import PartialState
+from huggingface_hub import try_to_load_from_cache
 from tqdm.auto import tqdm
 
-from c_diffset.data.pairs import read_image
-from c_diffset.evaluation.images import image_generator
+from c_diffset.cpu import use_whole_cpu
 from c_diffset.loading import Precision, load_pipeline
-from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, sar_to_tensor
+from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+from c_diffset.scenes.images import translate_images
+from c_diffset.scenes.inputs import IMAGES, Outputs, find_inputs, is_scene, plan_outputs
+from c_diffset.scenes.raster import open_raster
+from c_diffset.scenes.safe import is_safe
+from c_diffset.scenes.scene import SceneOptions, run_scene, settings_in, settings_of
+from c_diffset.scenes.team import LaunchedTeam, Team
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+MANIFEST = "manifest.jsonl"
+BAR = "translate: {percentage:3.0f}% {bar} {n:.1f} of {total:.1f} MPix [{elapsed}<{remaining}, {rate_fmt}]"
 
 
 @dataclass
@@ -31,27 +34,6 @@ class Translation:
     written: list[Path] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
     failed: dict[Path, str] = field(default_factory=dict)
-
-
-def find_images(inputs: list[str]) -> list[Path]:
-    """Files, folders (their images, in order of name) and glob patterns to a list of files.
-
-    Raises:
-        FileNotFoundError: an input that names nothing.
-    """
-    found: dict[Path, None] = {}
-    for name in inputs:
-        path = Path(name)
-        if path.is_dir():
-            matches = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-        elif path.is_file():
-            matches = [path]
-        else:
-            matches = [Path(match) for match in sorted(glob.glob(name, recursive=True)) if Path(match).is_file()]
-        if not matches:
-            raise FileNotFoundError(f"{name}: no such file, no image in that folder, and no match as a pattern")
-        found |= dict.fromkeys(matches)
-    return list(found)
 
 
 def translate(
@@ -67,132 +49,208 @@ def translate(
     dtype: Precision = "float32",
     revision: str | None = None,
     vae: str | None = None,
+    units: str | None = None,
+    bands: list[str] | None = None,
+    despeckle: bool = False,
+    crs: str | None = None,
+    resolution: float | None = None,
+    tile_size: int | None = None,
+    overlap: int = 64,
+    stac: bool = False,
 ) -> Translation:
-    """Translate SAR images (PNG, JPEG, TIFF) to EO images of the same names.
+    """Translate SAR images (PNG, JPEG) and scenes (GeoTIFF, Sentinel-1 GRD in SAFE) to EO images of the same names.
+
+    A scene becomes a Cloud Optimized GeoTIFF of its size and place, masked where it has no data. What is finished is
+    skipped, and noted in `manifest.jsonl` of the output folder. Under `accelerate launch -m c_diffset translate ...`
+    the processes share the list, and share every scene that is large against the whole.
 
     Args:
-        inputs: files, folders and glob patterns.
+        inputs: files, folders, glob patterns, lists (.txt, one input a line) and STAC items (.json).
         model: folder or Hub id of the model.
         output: folder of the EO images.
         num_inference_steps: the model's own number when not given.
-        batch_size: images of one size that are translated together.
-        seed: of the noise; the noise of an image depends on this and on its name alone.
-        confidence: also write NAME_confidence.png, 16 bits, 65535 standing for 1.
+        batch_size: images of one size, or tiles of a scene, that the model sees together.
+        seed: of the noise; that of an image depends on this and its name, that of a scene on this and the position.
+        confidence: also write NAME_confidence: for scenes .tif, float32 in (0, 1]; for images .png, 65535 being 1.
         overwrite: redo what is in `output` already, instead of skipping it.
         device: by default CUDA where there is one.
         dtype: precision of the model; half precision is faster on most GPUs and on CPUs with AMX.
         revision: revision of a Hub id.
         vae: folder or Hub id of an autoencoder of the same latent space, or "taesd", instead of the model's own.
+        units: of a scene's pixels: display, db, power or amplitude; detected where that is certain.
+        bands: polarisations (VV VH HH HV) or numbers of a scene's bands, in the model's order.
+        despeckle: filter speckle of a scene (refined Lee) before the model.
+        crs: warp scenes to this coordinate system first, such as EPSG:32631.
+        resolution: pixel size after warping, in units of the coordinate system.
+        tile_size: of scenes, in pixels; what the model was trained at, or 512, when not given.
+        overlap: pixels that neighbouring tiles share at least.
+        stac: also write NAME.json, a STAC item, for scenes.
 
     Returns:
-        What was written, skipped, and failed with which error: a file that cannot be read does not stop the others.
+        What was written, skipped, and failed with which error: an input that cannot be read does not stop the others.
 
     Raises:
         ValueError: two inputs have the same output name, an output would replace its input, the model gives no
             confidence, or `vae` does not fit the model.
         OSError: an input that does not exist, or an output folder that cannot be written.
     """
-    outputs = plan_outputs(find_images(inputs), Path(output), confidence)
-    pipe = load_pipeline(model, revision, device, dtype, vae)
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder}: this folder cannot be written")
+    plan = plan_outputs(find_inputs(inputs), folder, confidence, stac)
+    state = PartialState()
+    team = LaunchedTeam(state) if state.num_processes > 1 else Team()
+    pipe = load_pipeline(model, revision, device or str(state.device), dtype, vae)
+    if pipe.device.type == "cpu":
+        use_whole_cpu(team.size)
     if confidence and not pipe.predicts_variance:
         raise ValueError(f"model {model} predicts no confidence: its UNet has no variance channel")
-
-    result = Translation()
-    todo = []
-    for source, targets in outputs.items():
-        if not overwrite and all(target.exists() for target in targets):
-            result.skipped.append(targets[0])
-        else:
-            todo.append(source)
-    with tqdm(total=len(todo), desc="translate", unit="image") as bar:
-        for batch in _batches(_read(todo, pipe, result, bar), batch_size):
-            generators = [image_generator(seed, crc32(source.name.encode())) for source, _ in batch]
-            images = pipe([sar for _, sar in batch], num_inference_steps, generator=generators, output_type="np")
-            for i, (source, _) in enumerate(batch):
-                if not np.isfinite(images.images[i]).all():
-                    result.failed[source] = "the model's image holds NaN or infinite values"
-                    continue
-                target, *confidence_target = outputs[source]
-                for path in confidence_target:
-                    save_image((images.confidence[i] * 65535).round().astype(np.uint16), path, source)
-                save_image((images.images[i] * 255).round().astype(np.uint8), target, source)
-                result.written.append(target)
-            bar.update(len(batch))
-    _report(result)
-    return result
+    options = SceneOptions(
+        num_inference_steps, seed, tile_size, overlap, batch_size, units, bands, despeckle, crs, resolution
+    )
+    identity = {"model": model, "revision": model_revision(model, revision), "vae": vae}
+    return _Job(plan, pipe, options, identity, folder, team).run(overwrite)
 
 
-def plan_outputs(sources: list[Path], output: Path, confidence: bool) -> dict[Path, list[Path]]:
-    """The output files of every input: the EO image, and the confidence map where asked for.
+class _Job:
+    """The inputs of one command, shared by the processes of a team."""
 
-    Raises:
-        ValueError: two inputs would share an output, or an output would replace an input.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    inputs = {source.resolve() for source in sources}
-    plan: dict[Path, list[Path]] = {}
-    owner: dict[Path, Path] = {}
-    for source in sources:
-        plan[source] = [output / source.name] + [output / f"{source.stem}_confidence.png"] * confidence
-        for target in plan[source]:
-            if target in owner:
-                raise ValueError(f"{owner[target]} and {source} would both become {target}: translate them apart")
-            if target.resolve() in inputs:
-                raise ValueError(f"{target} would replace an input: choose another output folder")
-            owner[target] = source
-    return plan
+    def __init__(
+        self,
+        plan: dict[Path, Outputs],
+        pipe: CDiffSETPipeline,
+        options: SceneOptions,
+        identity: dict,
+        folder: Path,
+        team: Team,
+    ):
+        self.plan, self.pipe, self.options, self.identity, self.team = plan, pipe, options, identity, team
+        self.manifest, self.result = folder / MANIFEST, Translation()
+        self.settings = settings_of(pipe, options, identity)
 
+    def run(self, overwrite: bool) -> Translation:
+        """Images first, then the scenes that all processes share, then those that each does alone."""
+        with self.team.phase():  # nobody writes before all have seen what is there
+            finished = [s for s, out in self.plan.items() if not overwrite and all(f.exists() for f in out.files)]
+            todo = [source for source in self.plan if source not in finished]
+            sizes = {source: pixels_of(source) for source in todo}
+        scenes = {source: size for source, size in sizes.items() if is_scene(source)}
+        shared, own = share(scenes, self.team)
+        images = self.team.mine([source for source in todo if source not in scenes])
+        total = sum(sizes[source] for source in [*images, *own]) + sum(sizes[source] for source in shared)
+        with tqdm(total=total / 1e6, bar_format=BAR, unit="MPix", disable=self.team.rank > 0, smoothing=0.05) as bar:
+            self._images(images, sizes, bar)
+            for source in shared:
+                self._scene(source, self.team, bar)
+            for source in own:
+                self._scene(source, Team(), bar)
+        return self._report(finished)
 
-def _read(todo: list[Path], pipe: CDiffSETPipeline, result: Translation, bar) -> Iterator[tuple[Path, np.ndarray]]:
-    """The images that can be read and fit the model; the others go into `result.failed`."""
-    for source in todo:
+    def _images(self, images: list[Path], sizes: dict[Path, int], bar: tqdm) -> None:
+        options, start = self.options, time.monotonic()
+        plan = {source: self.plan[source] for source in images}
+        for batch in translate_images(
+            plan,
+            self.pipe,
+            options.num_inference_steps,
+            options.batch_size,
+            options.seed,
+            self.result.failed.__setitem__,
+        ):
+            for source in set(batch) - set(self.result.failed):
+                self._finish(source, (time.monotonic() - start) / len(batch))
+            bar.update(sum(sizes[source] for source in batch) / 1e6)
+            start = time.monotonic()
+
+    def _scene(self, source: Path, team: Team, bar: tqdm) -> None:
+        start = time.monotonic()
         try:
-            sar = read_image(source)
-            if not sar.any():
-                raise ValueError("every pixel is zero (an all-black image)")
-            sar_to_tensor(sar, pipe.config.sar_transform)
+            run_scene(
+                source, self.pipe, self.plan[source], self.options, self.identity, team,
+                lambda pixels: bar.update(pixels * team.size / 1e6),
+            )  # fmt: skip
         except (ValueError, OSError) as error:
-            result.failed[source] = str(error)
-            bar.update()
+            if team.rank == 0:
+                self.result.failed[source] = str(error)
         else:
-            yield source, sar
+            if team.rank == 0:
+                self._finish(source, time.monotonic() - start)
+
+    def _finish(self, source: Path, seconds: float) -> None:
+        """Note a finished input in the manifest."""
+        files = self.plan[source].files
+        line = {
+            "input": str(source),
+            "outputs": {file.name: f"sha256:{_sha256(file)}" for file in files},
+            "seconds": round(seconds, 3),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "settings": self.settings,
+        }
+        with open(self.manifest, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.result.written.append(files[0])
+
+    def _report(self, finished: list[Path]) -> Translation:
+        result, gather = self.result, self.team.gather
+        result.skipped = [self.plan[source].eo for source in finished]
+        result.written, result.failed = gather(result.written), dict(gather(list(result.failed.items())))
+        if self.team.rank == 0:
+            counts = f"{len(result.written)} written, {len(result.skipped)} there already, {len(result.failed)} failed"
+            print(counts, flush=True)
+            for source in finished:
+                made = settings_in(self.plan[source].eo) if is_scene(source) else None
+                if made is not None and made != self.settings:
+                    other = sorted(key for key in self.settings if made.get(key) != self.settings[key])
+                    text = f"was made with other settings ({', '.join(other)}): --overwrite redoes it"
+                    print(f"kept: {self.plan[source].eo} {text}", file=sys.stderr)
+            for source, error in result.failed.items():
+                print(f"failed: {source}: {error}", file=sys.stderr)
+        return result
 
 
-def _batches(images: Iterator[tuple[Path, np.ndarray]], batch_size: int) -> Iterator[list[tuple[Path, np.ndarray]]]:
-    """Neighbours of one size, at most `batch_size` together."""
-    for _, same_size in groupby(images, key=lambda item: item[1].shape[:2]):
-        while batch := list(islice(same_size, batch_size)):
-            yield batch
+def share(scenes: dict[Path, int], team: Team) -> tuple[list[Path], list[Path]]:
+    """The scenes that all processes translate together, and those that this one does alone.
 
+    A scene is shared where it is more than half of what a process has to do; of the others each process takes its
+    turn, largest first.
 
-def save_image(pixels: np.ndarray, target: Path, source: Path) -> None:
-    """Write uint8 H x W x 3 or uint16 H x W aside and rename, so that a file under its final name is complete.
-
-    A TIFF keeps the coordinates of its source.
+    Args:
+        scenes: with their sizes in pixels.
+        team: the processes.
     """
-    aside = target.with_name(f".{target.name}.partial")
-    suffix = target.suffix.lower()
-    if suffix in (".tif", ".tiff"):
-        _save_tiff(pixels, aside, source)
-    else:
-        options = {"quality": 95} if suffix in (".jpg", ".jpeg") else {}
-        PIL.Image.fromarray(pixels).save(aside, format="PNG" if suffix == ".png" else "JPEG", **options)
-    os.replace(aside, target)
+    limit = sum(scenes.values()) / (2 * team.size)
+    shared = [scene for scene, size in scenes.items() if team.size > 1 and size > limit]
+    others = sorted((scene for scene in scenes if scene not in shared), key=lambda scene: -scenes[scene])
+    return shared, team.mine(others)
 
 
-def _save_tiff(pixels: np.ndarray, path: Path, source: Path) -> None:
-    """An RGB image H x W x 3 as TIFF, with the coordinates of the image it was made from."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(source) as raster:
-            place = {"crs": raster.crs, "transform": raster.transform}
-        size = {"height": pixels.shape[0], "width": pixels.shape[1], "count": 3}
-        options = {"dtype": "uint8", "photometric": "RGB", "compress": "deflate"}
-        with rasterio.open(path, "w", driver="GTiff", **size, **options, **place) as raster:
-            raster.write(np.moveaxis(pixels, -1, 0))
+def pixels_of(path: Path) -> int:
+    """Pixels of a scene, 1 where that cannot be read: whoever translates it will say why."""
+    try:
+        if is_safe(path):
+            path = next((path / "measurement").glob("*.tiff"))
+        if path.suffix.lower() in IMAGES:
+            with PIL.Image.open(path) as image:
+                return image.width * image.height
+        with open_raster(path) as raster:
+            return raster.width * raster.height
+    except (OSError, StopIteration):
+        return 1
 
 
-def _report(result: Translation) -> None:
-    print(f"{len(result.written)} written, {len(result.skipped)} there already, {len(result.failed)} failed")
-    for source, error in result.failed.items():
-        print(f"failed: {source}: {error}", file=sys.stderr)
+def model_revision(model: str, revision: str | None) -> str | None:
+    """What tells a model's weights from others: the commit of a Hub id, or a checksum of a folder's UNet."""
+    if not Path(model).is_dir():
+        cached = try_to_load_from_cache(model, "model_index.json", revision=revision)
+        return Path(cached).parent.name if isinstance(cached, str) else revision
+    weights = sorted(Path(model, "unet").glob("*.safetensors"))
+    return f"sha256:{_sha256(weights[0])[:16]}" if weights else None
+
+
+def _sha256(path: Path) -> str:
+    digest = sha256()
+    with open(path, "rb") as file:
+        while data := file.read(2**20):
+            digest.update(data)
+    return digest.hexdigest()

@@ -8,7 +8,8 @@ from diffusers import AutoencoderTiny
 from rasterio.transform import from_origin
 
 from c_diffset.cli import main
-from c_diffset.scenes.translate import find_images, translate
+from c_diffset.scenes.inputs import find_inputs
+from c_diffset.scenes.translate import translate
 from tests.conftest import tiny_taesd
 
 
@@ -21,15 +22,15 @@ def model(make_pipe, tmp_path) -> str:
 
 @pytest.fixture
 def images(tmp_path):
-    """Two PNG of one size, a JPEG and a georeferenced 16-bit TIFF of others."""
+    """Two PNG of one size, a JPEG and a georeferenced TIFF of others."""
     folder = tmp_path / "sar"
     folder.mkdir()
     rng = np.random.default_rng(0)
     for name, size in (("a.png", (16, 16)), ("b.png", (16, 16)), ("c.jpg", (12, 20))):
         PIL.Image.fromarray(rng.integers(1, 255, size, dtype=np.uint8)).save(folder / name)
     place = dict(crs="EPSG:32631", transform=from_origin(500_000, 4_000_000, 10, 10))
-    with rasterio.open(folder / "d.tif", "w", height=16, width=24, count=1, dtype="uint16", **place) as raster:
-        raster.write(rng.integers(1, 65535, (1, 16, 24), dtype=np.uint16))
+    with rasterio.open(folder / "d.tif", "w", height=16, width=24, count=1, dtype="uint8", **place) as raster:
+        raster.write(rng.integers(1, 255, (1, 16, 24), dtype=np.uint8))
     return folder
 
 
@@ -38,8 +39,8 @@ def test_images_come_out_under_the_same_names_and_sizes(model, images, tmp_path)
     result = translate([str(images)], model, str(out), confidence=True)
     assert not result.failed and len(result.written) == 4
     assert {path.name for path in out.iterdir()} == {
-        *("a.png", "b.png", "c.jpg", "d.tif"),
-        *(f"{name}_confidence.png" for name in "abcd"),
+        *("a.png", "b.png", "c.jpg", "d.tif", "d_confidence.tif", "manifest.jsonl"),
+        *(f"{name}_confidence.png" for name in "abc"),
     }
     for name in ("a.png", "b.png", "c.jpg"):
         with PIL.Image.open(out / name) as eo, PIL.Image.open(images / name) as sar:
@@ -66,7 +67,7 @@ def test_unreadable_files_do_not_stop_the_others(model, images, tmp_path, capsys
     assert status == 1
     errors = capsys.readouterr().err
     assert "b.png" in errors and "black.png" in errors and "all-black" in errors
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png", "c.jpg", "d.tif"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png", "c.jpg", "d.tif", "manifest.jsonl"}
 
 
 def test_finished_images_are_skipped_and_overwritten_on_demand(model, images, tmp_path):
@@ -96,8 +97,8 @@ def test_two_inputs_of_one_name_and_outputs_over_inputs_are_refused(model, image
 def test_an_input_that_names_nothing_is_an_error(tmp_path, images):
     for name in (str(tmp_path / "absent.png"), str(images / "*.bmp")):
         with pytest.raises(FileNotFoundError, match="no such file"):
-            find_images([name])
-    assert [path.name for path in find_images([str(images), str(images / "a.png")])] == [
+            find_inputs([name])
+    assert [path.name for path in find_inputs([str(images), str(images / "a.png")])] == [
         *("a.png", "b.png", "c.jpg", "d.tif")
     ]
 

@@ -1,0 +1,404 @@
+"""A whole scene through a diffusion model: one canvas, one field of noise, and tiles only as the model's view of it.
+
+At every step the model sees all overlapping tiles; what it predicts is blended on the canvas before the scheduler's
+step, so that tiles agree at every noise level (joint diffusion over windows: MultiDiffusion, Bar-Tal et al., arXiv
+2302.08113). Nothing but a batch of tiles is in memory at once where the canvas goes to files.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt
+
+from c_diffset.pipelines.pipeline_cdiffset import (
+    CDiffSETPipeline,
+    clean_variance,
+    raw_to_variance,
+    sar_to_tensor,
+    variance_to_confidence,
+)
+from c_diffset.scenes.grid import Box, TileGrid, blocks_of
+from c_diffset.scenes.team import Team
+
+BLOCK = 128  # side of the blocks, in canvas pixels, that the canvas is kept in and noise is drawn for
+WINDOW = 512  # side of the windows, in image pixels, that come out
+MEMORY_LIMIT = 32 * 2**20  # bytes above which one kind of tile goes to files
+
+
+class Source(Protocol):
+    """A SAR scene that can be read by windows."""
+
+    size: tuple[int, int]  # height and width in pixels
+    origin: tuple[int, int]  # row and column of its first pixel on the ground
+
+    def read(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
+        """Channels x H x W in [-1, 1] as the model sees them, and bool H x W, True where valid."""
+
+
+@dataclass
+class SceneWindow:
+    """A finished rectangle of a scene.
+
+    Attributes:
+        box: where, in image pixels of the scene.
+        eo: uint8 H x W x 3; black where not valid.
+        confidence: float32 H x W in (0, 1]; NaN where not valid; None if the model predicts no variance.
+        valid: bool H x W.
+    """
+
+    box: Box
+    eo: np.ndarray
+    confidence: np.ndarray | None
+    valid: np.ndarray
+
+
+class ArraySource:
+    """A scene in memory: anything with the array interface (numpy, xarray), H x W or H x W x bands.
+
+    Args:
+        image: display values or backscatter, as the model's `sar_transform` says.
+        sar_transform: of the model, see `sar_to_tensor`.
+        valid: bool H x W; by default where every band is finite, and not 0 in linear units.
+        origin: row and column of its first pixel on the ground.
+    """
+
+    def __init__(self, image, sar_transform: dict, valid=None, origin: tuple[int, int] = (0, 0)):
+        self.image, self.sar_transform, self.origin = np.asarray(image), sar_transform, origin
+        self.size = self.image.shape[:2]
+        self.valid = None if valid is None else np.asarray(valid, bool)
+        if self.valid is not None and self.valid.shape != self.size:
+            raise ValueError(f"valid has shape {self.valid.shape}, expected that of the image, {self.size}")
+
+    def read(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
+        """As `Source.read`."""
+        window = box.slices()[1:]
+        valid = None if self.valid is None else self.valid[window]
+        return to_model(self.image[window], valid, self.sar_transform)
+
+
+def to_model(image: np.ndarray, valid: np.ndarray | None, sar_transform: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Values H x W (x bands) in the model's units, to what it sees and what is valid (see `Source.read`)."""
+    bands = image.reshape(*image.shape[:2], -1)
+    good = np.isfinite(bands).all(axis=2)
+    if sar_transform["units"] in ("power", "amplitude"):
+        good &= (bands != 0).all(axis=2)
+    if valid is not None:
+        good &= valid
+    if not good.any():
+        return np.full((len(sar_transform["channels"]), *good.shape), -1, np.float32), good
+    if not good.all():
+        image = image.copy()
+        image[~good] = image[good].min(axis=0)
+    return sar_to_tensor(image, sar_transform).numpy(), good
+
+
+def fill_invalid(sar: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Channels x H x W with the valid part mirrored at its border into the rest: streaks would be taken for roads."""
+    if valid.all():
+        return sar
+    nearest = distance_transform_edt(~valid, return_distances=False, return_indices=True)
+    streaks = sar[:, nearest[0], nearest[1]]
+    rows, columns = (
+        np.clip(2 * near - here, 0, side - 1)
+        for near, here, side in zip(nearest, np.indices(valid.shape, np.int32), valid.shape, strict=True)
+    )
+    return streaks[:, rows, columns]
+
+
+class Store:
+    """Arrays by number: in memory, or in files of a folder, where other processes see them too."""
+
+    def __init__(self, folder: Path | None):
+        self.folder, self.arrays = folder, {}
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def _path(self, key) -> Path:
+        return self.folder / f"{key}.npy"
+
+    def __setitem__(self, key, array: np.ndarray) -> None:
+        if self.folder is None:
+            self.arrays[key] = array
+            return
+        try:
+            np.save(self._path(key), array)
+        except OSError as error:
+            raise OSError(f"{self.folder} cannot be written ({error}): is the disk full?") from error
+
+    def __getitem__(self, key) -> np.ndarray:
+        return self.arrays[key] if self.folder is None else np.load(self._path(key), mmap_mode="r")
+
+
+def noise_generator(seed: int, step: int, block: tuple[int, int]) -> torch.Generator:
+    """The generator of the noise of one block on the ground: starting noise is step 0, re-noising after it 1, 2, ..."""
+    words = np.random.SeedSequence([seed, step, *(number % 2**32 for number in block)]).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
+
+
+def scene_grid(pipe: CDiffSETPipeline, source: Source, tile_size: int, overlap: int) -> TileGrid:
+    """The tiles of a scene, in canvas pixels; the canvas is the scene, widened to the model's multiple on the ground.
+
+    Raises:
+        ValueError: `tile_size` or `overlap` do not fit the model or each other.
+    """
+    multiple, factor = pipe.size_multiple, pipe.vae_scale_factor
+    for name, value in (("tile_size", tile_size), ("overlap", overlap)):
+        if value % multiple:
+            raise ValueError(f"{name} is {value} pixels: this model needs a multiple of {multiple}")
+    if not 0 <= overlap <= tile_size // 2 or tile_size == 0:
+        raise ValueError(f"overlap is {overlap} pixels, expected from 0 to half of tile_size, {tile_size}")
+    top, left = (position // multiple * multiple for position in source.origin)
+    ends = [position + side for position, side in zip(source.origin, source.size, strict=True)]
+    height, width = (-(-end // multiple) * multiple - start for end, start in zip(ends, (top, left), strict=True))
+    origin, size = (top // factor, left // factor), (height // factor, width // factor)
+    return TileGrid(origin, size, tile_size // factor, overlap // factor)
+
+
+class SceneCanvas:
+    """The state of one scene between its phases: `encode`, `denoise`, `decode`, then `windows`.
+
+    Args:
+        source: the scene.
+        pipe: the model.
+        steps: number of inference steps.
+        seed: of the noise field.
+        grid: from `scene_grid`.
+        batch_size: tiles that the model sees together; what they give does not depend on who shares the work.
+        team: the processes that share the scene.
+        folder: for what outgrows the memory limit, or has to be seen by other processes; None keeps all in memory.
+        progress: called with the number of tile passes done.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        pipe: CDiffSETPipeline,
+        steps: int,
+        seed: int,
+        grid: TileGrid,
+        batch_size: int,
+        team: Team,
+        folder: Path | None,
+        progress: Callable[[int], None],
+    ):
+        self.source, self.pipe, self.steps, self.seed = source, pipe, steps, seed
+        self.grid, self.batch_size, self.team, self.progress = grid, batch_size, team, progress
+        self.factor = pipe.vae_scale_factor
+        # the scene's first pixel on the canvas
+        self.offset = tuple(p - o * self.factor for p, o in zip(source.origin, grid.origin, strict=True))
+        latent = 4 * len(grid.boxes) * np.prod(grid.boxes[0].size)  # bytes of one channel of all tiles
+        limits = {"sar": 4, "latents": 4, "predictions": 4, "variance": 1, "decoded": 1.5 * self.factor**2}
+        self.stores = {
+            name: Store(folder and folder / name if team.size > 1 or channels * latent > MEMORY_LIMIT else None)
+            for name, channels in limits.items()
+        }
+        self.active: dict[int, None] = {}  # the tiles that hold a valid pixel, in order
+
+    def run(self) -> None:
+        """All phases up to `windows`."""
+        with torch.no_grad():
+            self.encode()
+            self.denoise()
+            self.decode()
+
+    def encode(self) -> None:
+        """SAR tiles to latents; tiles without a valid pixel are left out from here on."""
+        store, active = self.stores["sar"], []
+        chunks = self._mine(range(len(self.grid.boxes)))
+        with self.team.phase(), ThreadPoolExecutor(1) as reader:
+            ahead = [reader.submit(self._read_tiles, chunk) for chunk in chunks[:1]]
+            for number, chunk in enumerate(chunks):
+                tiles = ahead.pop().result()
+                ahead += [reader.submit(self._read_tiles, following) for following in chunks[number + 1 : number + 2]]
+                if tiles:
+                    sar = torch.from_numpy(np.stack(list(tiles.values())))
+                    latents = self.pipe.encode(sar.to(self.pipe.unet.device)).float().cpu().numpy()
+                    for tile, values in zip(tiles, latents, strict=True):
+                        store[tile] = values
+                    active += tiles
+                self.progress(len(chunk) + (len(chunk) - len(tiles)) * (self.steps + 1))
+        self.active = dict.fromkeys(sorted(self.team.gather(active)))
+
+    def denoise(self) -> None:
+        """Every step over all tiles, blended on the canvas before the scheduler's step."""
+        pipe, canvas = self.pipe, self.stores["latents"]
+        pipe.scheduler.set_timesteps(self.steps)
+        timesteps = pipe.scheduler.timesteps
+        blocks = sorted({block for tile in self.active for block in blocks_of(self._on_ground(tile), BLOCK)})
+        shape = (1, pipe.eo_channels, BLOCK, BLOCK)
+        with self.team.phase():
+            for block in self.team.mine(blocks):
+                noise = torch.randn(shape, generator=noise_generator(self.seed, 0, block))
+                canvas[block] = (noise * pipe.scheduler.init_noise_sigma).numpy()
+        confidence_step = (timesteps - pipe.config.confidence_timestep).abs().argmin().item()
+        for i, t in enumerate(timesteps):
+            with self.team.phase():
+                for chunk in self._mine(self.active):
+                    self._predict(chunk, t, i == confidence_step)
+                    self.progress(len(chunk))
+            with self.team.phase():
+                for block in self.team.mine(blocks):
+                    self._step(block, i, t)
+
+    def decode(self) -> None:
+        """Latents of the tiles to images, in half precision: an eighth of an 8-bit level."""
+        store = self.stores["decoded"]
+        with self.team.phase():
+            for chunk in self._mine(self.active):
+                latents = torch.from_numpy(np.stack([self._latents(tile) for tile in chunk]))
+                images = self.pipe.decode(latents.to(self.pipe.unet.device)).float() * 0.5 + 0.5
+                if not images.isfinite().all():
+                    raise ValueError("the model's image holds NaN or infinite values: try dtype float32")
+                for tile, image in zip(chunk, images.half().cpu().numpy(), strict=True):
+                    store[tile] = image
+                self.progress(len(chunk))
+
+    def windows(self) -> Iterator[SceneWindow]:
+        """The scene, window by window, row by row."""
+        height, width = self.source.size
+        for row, column in blocks_of(Box(0, 0, height, width), WINDOW):
+            top, left = row * WINDOW, column * WINDOW
+            yield self._window(Box(top, left, min(top + WINDOW, height), min(left + WINDOW, width)))
+
+    def _mine(self, tiles: Iterable[int]) -> list[list[int]]:
+        """This process's batches."""
+        numbers = list(tiles)
+        starts = range(0, len(numbers), self.batch_size)
+        return self.team.mine([numbers[start : start + self.batch_size] for start in starts])
+
+    def _on_ground(self, tile: int) -> Box:
+        return self.grid.boxes[tile].moved(*(-side for side in self.grid.origin))
+
+    def _read_tiles(self, chunk: list[int]) -> dict[int, np.ndarray]:
+        """SAR of the tiles that hold a valid pixel; what lies outside of the scene is not valid."""
+        scene, tiles = Box(0, 0, *self.source.size), {}
+        for number in chunk:
+            box = self.grid.boxes[number].scaled(self.factor).moved(*self.offset)
+            inside = box.common(scene)
+            sar, valid = self.source.read(inside)
+            if not valid.any():
+                continue
+            if inside != box:
+                sides = (
+                    (inside.top - box.top, box.bottom - inside.bottom),
+                    (inside.left - box.left, box.right - inside.right),
+                )
+                sar, valid = np.pad(sar, ((0, 0), *sides)), np.pad(valid, sides)
+            tiles[number] = fill_invalid(sar, valid)
+        return tiles
+
+    def _latents(self, tile: int) -> np.ndarray:
+        """A tile's part of the canvas, C x h x w."""
+        box, store = self._on_ground(tile), self.stores["latents"]
+        values = np.empty((self.pipe.eo_channels, *box.size), np.float32)
+        for block in blocks_of(box, BLOCK):
+            corner = [number * BLOCK for number in block]
+            shared = box.common(Box(*corner, *(side + BLOCK for side in corner)))
+            values[shared.slices(*box[:2])] = store[block][0][shared.slices(*corner)]
+        return values
+
+    def _predict(self, chunk: list[int], t: torch.Tensor, keep_variance: bool) -> None:
+        """What the model predicts for some tiles at one step."""
+        pipe, device = self.pipe, self.pipe.unet.device
+        sar = torch.from_numpy(np.stack([self.stores["sar"][tile] for tile in chunk])).to(device)
+        latents = torch.from_numpy(np.stack([self._latents(tile) for tile in chunk])).to(device)
+        prediction, raw = pipe.predict(sar, latents, t.to(device), pipe.prompt_kwargs(len(chunk)))
+        for tile, values in zip(chunk, prediction.cpu().numpy(), strict=True):
+            self.stores["predictions"][tile] = values
+        if raw is not None and keep_variance:
+            abar = pipe.scheduler.alphas_cumprod[t]
+            variance = clean_variance(raw_to_variance(raw), abar, pipe.config.prediction_type)
+            for tile, values in zip(chunk, variance.cpu().numpy(), strict=True):
+                self.stores["variance"][tile] = values[None]
+
+    def _step(self, block: tuple[int, int], i: int, t: torch.Tensor) -> None:
+        """The scheduler's step for one block of the canvas, with the block's own noise."""
+        corner = tuple(number * BLOCK for number in block)
+        on_canvas = Box(*corner, *(side + BLOCK for side in corner)).moved(*self.grid.origin)
+        part = on_canvas.common(Box(0, 0, *self.grid.size))
+        prediction = np.zeros((1, self.pipe.eo_channels, BLOCK, BLOCK), np.float32)
+        blended = self.grid.blend(part, self.active, self.stores["predictions"].__getitem__)
+        prediction[part.slices(*on_canvas[:2])] = blended
+        # schedulers count their steps: a copy for every block keeps them at this one
+        scheduler, generator = copy.copy(self.pipe.scheduler), noise_generator(self.seed, i + 1, block)
+        latents = torch.from_numpy(np.array(self.stores["latents"][block]))
+        stepped = scheduler.step(torch.from_numpy(prediction), t, latents, generator=generator, return_dict=False)[0]
+        self.stores["latents"][block] = stepped.numpy()
+
+    def _window(self, box: Box) -> SceneWindow:
+        valid = self.source.read(box)[1]
+        eo, confidence = np.zeros((*box.size, 3), np.uint8), None
+        if self.pipe.predicts_variance:
+            confidence = np.full(box.size, np.nan, np.float32)
+        if valid.any():
+            on_canvas = box.moved(*(-side for side in self.offset))
+            image = self.grid.scaled(self.factor).blend(on_canvas, self.active, self.stores["decoded"].__getitem__)
+            eo[valid] = (np.moveaxis(image, 0, -1)[valid] * 255).round().astype(np.uint8)
+            if confidence is not None:
+                confidence[valid] = self._confidence(on_canvas)[valid]
+        return SceneWindow(box, eo, confidence, valid)
+
+    def _confidence(self, box: Box) -> np.ndarray:
+        """Confidence at the pixels of a rectangle: between latent pixels linear, as the pipeline has it."""
+        factor, (height, width) = self.factor, self.grid.size
+        around = Box(
+            box.top // factor - 1, box.left // factor - 1, -(-box.bottom // factor) + 1, -(-box.right // factor) + 1
+        )
+        inside = around.common(Box(0, 0, height, width))
+        variance = self.grid.blend(inside, self.active, self.stores["variance"].__getitem__)
+        confidence = variance_to_confidence(torch.from_numpy(variance))[None]
+        if factor > 1:
+            confidence = F.interpolate(confidence, scale_factor=factor, mode="bilinear")
+        return confidence[0, 0].numpy()[box.slices(inside.top * factor, inside.left * factor)]
+
+
+def translate_windows(
+    image,
+    pipe: CDiffSETPipeline,
+    *,
+    valid=None,
+    origin: tuple[int, int] = (0, 0),
+    num_inference_steps: int | None = None,
+    seed: int = 0,
+    tile_size: int = 512,
+    overlap: int = 64,
+    batch_size: int = 4,
+    folder: Path | None = None,
+) -> Iterator[SceneWindow]:
+    """Translate a scene that is at hand as an array of any size, window by window.
+
+    Args:
+        image: H x W or H x W x bands with the array interface (numpy, xarray, memory map), in the model's units.
+        pipe: the model.
+        valid: bool H x W; by default where every band is finite, and not 0 in linear units.
+        origin: row and column of the first pixel on the ground: the same ground gets the same noise.
+        num_inference_steps: the model's own number when None.
+        seed: of the noise field.
+        tile_size, overlap: in pixels, multiples of `pipe.size_multiple`.
+        batch_size: tiles that the model sees together.
+        folder: for what outgrows the memory; None keeps everything in memory.
+
+    Raises:
+        ValueError: the image or an argument does not fit the model.
+    """
+    source = ArraySource(image, pipe.config.sar_transform, valid, origin)
+    steps = pipe.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
+    check_scene_model(pipe, steps)
+    grid = scene_grid(pipe, source, tile_size, overlap)
+    canvas = SceneCanvas(source, pipe, steps, seed, grid, batch_size, Team(), folder, lambda passes: None)
+    canvas.run()
+    yield from canvas.windows()
+
+
+def check_scene_model(pipe: CDiffSETPipeline, steps: int) -> None:
+    """Refuse, before any work, what cannot translate a scene by blocks."""
+    pipe.check_inputs(steps, "np", [])
+    if getattr(pipe.scheduler.config, "thresholding", False):
+        raise ValueError("the scheduler has thresholding=True, which looks at whole images: set it to False for scenes")

@@ -1,0 +1,76 @@
+"""Cloud Optimized GeoTIFFs, written window by window."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import rasterio.shutil
+from rasterio.windows import Window
+
+from c_diffset.scenes.grid import Box
+from c_diffset.scenes.raster import gdal, open_raster
+
+BLOCK = 512
+SYNTHETIC = (
+    "Synthetic electro-optical image, translated from SAR by a generative model. It shows what the ground may look "
+    "like; it is not an observation."
+)
+
+
+class CogWriter:
+    """A COG that appears under its name only when it is complete; used as a context manager.
+
+    Blocks of 512, deflate, overviews. Images are uint8 RGB with an internal mask; maps are float32, NaN where invalid.
+
+    Args:
+        target: the file.
+        folder: for what is not finished, on the same disk.
+        size: height and width.
+        place: `crs`, `transform` or `gcps`, as `SarRaster.place` gives them.
+        tags: of the file.
+        band: description of a map's one band; None for an RGB image.
+    """
+
+    def __init__(self, target: Path, folder: Path, size: tuple, place: dict, tags: dict, band: str | None = None):
+        self.target, self.band = target, band
+        self.plain, self.partial = folder / f"{target.name}.plain", folder / f"{target.name}.partial"
+        kind = {"count": 1, "dtype": "float32", "nodata": np.nan} if band else {"count": 3, "dtype": "uint8"}
+        layout = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "BIGTIFF": "IF_SAFER", "SPARSE_OK": True}
+        colour = {} if band else {"photometric": "RGB"}
+        with gdal():
+            self.raster = open_raster(
+                self.plain, "w", height=size[0], width=size[1], **kind, **layout, **colour, **place
+            )
+            self.raster.update_tags(**tags, TIFFTAG_IMAGEDESCRIPTION=SYNTHETIC)
+            self.raster.descriptions = (band,) if band else ("red", "green", "blue")
+
+    def write(self, box: Box, values: np.ndarray, valid: np.ndarray) -> None:
+        """A window: uint8 H x W x 3, or float32 H x W; windows without a valid pixel leave a hole in the file.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        window = Window(box.left, box.top, box.size[1], box.size[0])
+        with gdal():
+            if valid.any():
+                self.raster.write(values[None] if self.band else np.moveaxis(values, -1, 0), window=window)
+            if not self.band:
+                self.raster.write_mask(valid, window=window)
+
+    def __enter__(self) -> "CogWriter":
+        return self
+
+    def __exit__(self, error, *_) -> None:
+        with gdal():
+            self.raster.close()
+            if error is None:
+                self._finish()
+
+    def _finish(self) -> None:
+        options = {"compress": "DEFLATE", "blocksize": BLOCK, "predictor": "YES", "overview_resampling": "AVERAGE"}
+        options |= {"num_threads": "ALL_CPUS", "bigtiff": "IF_SAFER", "sparse_ok": True}
+        rasterio.shutil.copy(self.plain, self.partial, driver="COG", **options)
+        self.plain.unlink()
+        with open(self.partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(self.partial, self.target)

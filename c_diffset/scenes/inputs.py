@@ -1,0 +1,95 @@
+"""Which files a translation reads, and which it writes."""
+
+import glob
+from pathlib import Path
+from typing import NamedTuple
+
+from c_diffset.scenes.safe import is_safe
+from c_diffset.scenes.stac import is_item, read_item
+
+IMAGES = (".png", ".jpg", ".jpeg")
+RASTERS = (".tif", ".tiff")
+
+
+class Outputs(NamedTuple):
+    """The files that one input becomes."""
+
+    eo: Path
+    confidence: Path | None
+    item: Path | None
+
+    @property
+    def files(self) -> list[Path]:
+        """Those that are wanted."""
+        return [path for path in self if path is not None]
+
+
+def is_scene(path: Path) -> bool:
+    """Whether this is translated window by window: a TIFF, or a SAFE folder."""
+    return path.suffix.lower() in RASTERS or is_safe(path)
+
+
+def find_inputs(inputs: list[str]) -> list[Path]:
+    """What files, folders, glob patterns, lists and STAC items name: images, GeoTIFF and SAFE folders, each once.
+
+    A folder stands for the images and SAFE folders in it, in order of name; a list is a .txt file with one input a
+    line, relative to it; a STAC item is a .json or .geojson file.
+
+    Raises:
+        FileNotFoundError: an input that names nothing.
+        ValueError: a STAC item that cannot be used.
+    """
+    found: dict[Path, None] = {}
+    for name in inputs:
+        path = Path(name)
+        if path.is_file() or path.is_dir():
+            matches = _expand(path)
+        else:
+            names = (Path(match) for match in sorted(glob.glob(name, recursive=True)))
+            matches = [file for match in names if match.is_file() or is_safe(match) for file in _expand(match)]
+        if not matches:
+            raise FileNotFoundError(f"{name}: no such file, no image in that folder, and no match as a pattern")
+        found |= dict.fromkeys(matches)
+    return list(found)
+
+
+def _expand(path: Path) -> list[Path]:
+    if is_safe(path):
+        return [path]
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGES + RASTERS or is_safe(file))
+    if is_item(path):
+        return [read_item(path)]
+    if path.suffix.lower() == ".txt":
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        names = [line for line in lines if line and not line.startswith("#")]
+        if any(name.lower().endswith(".txt") for name in names):
+            raise ValueError(f"{path} names another list: expected images, GeoTIFF, folders, patterns and STAC items")
+        return find_inputs([str(path.parent / name) for name in names])
+    return [path]
+
+
+def plan_outputs(sources: list[Path], output: Path, confidence: bool, stac: bool) -> dict[Path, Outputs]:
+    """The output files of every input, under its name.
+
+    Raises:
+        ValueError: two inputs would share an output, or an output would replace an input.
+    """
+    inputs = {source.resolve() for source in sources}
+    plan: dict[Path, Outputs] = {}
+    owner: dict[Path, Path] = {}
+    for source in sources:
+        scene = is_scene(source)
+        stem = source.name.removesuffix(".SAFE") if source.is_dir() else source.stem
+        plan[source] = Outputs(
+            output / (f"{stem}.tif" if source.is_dir() else source.name),
+            output / f"{stem}_confidence.{'tif' if scene else 'png'}" if confidence else None,
+            output / f"{stem}.json" if stac and scene else None,
+        )
+        for target in plan[source].files:
+            if target in owner:
+                raise ValueError(f"{owner[target]} and {source} would both become {target}: translate them apart")
+            if target.resolve() in inputs:
+                raise ValueError(f"{target} would replace an input: choose another output folder")
+            owner[target] = source
+    return plan

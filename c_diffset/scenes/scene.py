@@ -1,0 +1,211 @@
+"""One georeferenced SAR scene to an EO image in Cloud Optimized GeoTIFF, with its confidence and a STAC item."""
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rasterio.errors import CRSError
+
+from c_diffset import __version__
+from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+from c_diffset.scenes.canvas import SceneCanvas, check_scene_model, scene_grid
+from c_diffset.scenes.cog import CogWriter
+from c_diffset.scenes.inputs import Outputs, plan_outputs
+from c_diffset.scenes.raster import SarRaster, gdal, open_raster
+from c_diffset.scenes.safe import calibrate_safe, is_safe
+from c_diffset.scenes.stac import write_item
+from c_diffset.scenes.team import Team
+
+KEPT_TAGS = ("AREA_OR_POINT", "TIFFTAG_DATETIME", "PRODUCT", "ACQUISITION_START")
+
+
+@dataclass
+class SceneOptions:
+    """How a scene is read and translated.
+
+    Attributes:
+        num_inference_steps: the model's own number when None.
+        seed: of the noise field, which depends on this and on the position on the ground alone.
+        tile_size: pixels along a side of what the model sees at once; the size it was trained at, or 512, when None.
+        overlap: pixels that neighbouring tiles share at least, where they are blended.
+        batch_size: tiles that the model sees together.
+        units: "display", "db", "power" or "amplitude"; detected where certain when None.
+        bands: names or numbers from 1 of the scene's bands, in the model's order; chosen by their names when None.
+        despeckle: filter speckle (refined Lee) before the model.
+        crs: coordinate system to warp the scene to before it is translated; its own when None.
+        resolution: pixel size after warping, in units of `crs`.
+    """
+
+    num_inference_steps: int | None = None
+    seed: int = 0
+    tile_size: int | None = None
+    overlap: int = 64
+    batch_size: int = 4
+    units: str | None = None
+    bands: list[str] | None = None
+    despeckle: bool = False
+    crs: str | None = None
+    resolution: float | None = None
+
+
+def translate_scene(
+    path: str | Path,
+    pipe: CDiffSETPipeline,
+    output: str | Path,
+    options: SceneOptions | None = None,
+    *,
+    confidence: bool = True,
+    stac: bool = False,
+    model: dict | None = None,
+) -> Outputs:
+    """Translate a GeoTIFF or a Sentinel-1 GRD SAFE folder; memory does not grow with the scene.
+
+    Args:
+        path: the scene.
+        pipe: the model.
+        output: folder of what comes out: NAME.tif, an RGB uint8 COG of the scene's size and place on the ground with an
+            internal mask, and NAME_confidence.tif, float32, NaN where the scene has no data.
+        options: how the scene is read and translated.
+        confidence: also write the confidence, in (0, 1].
+        stac: also write NAME.json, a STAC item.
+        model: name and revision of the model for the tags; where it was loaded from by default.
+
+    Raises:
+        ValueError: the scene does not fit the model, its units or bands are not certain, or an argument is wrong.
+        OSError: the scene cannot be read, or an output cannot be written.
+    """
+    path, output = Path(path), Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    outputs = plan_outputs([path], output, confidence, stac)[path]
+    options = options or SceneOptions()
+    model = model or {"model": str(pipe.config.get("_name_or_path", ""))}
+    run_scene(path, pipe, outputs, options, model, Team(), lambda pixels: None)
+    return outputs
+
+
+def run_scene(
+    path: Path,
+    pipe: CDiffSETPipeline,
+    outputs: Outputs,
+    options: SceneOptions,
+    model: dict,
+    team: Team,
+    progress: Callable[[float], None],
+) -> None:
+    """`translate_scene` by the processes of a team; `progress` is told of the pixels done by this one."""
+    if outputs.confidence is not None and not pipe.predicts_variance:
+        raise ValueError("this model predicts no confidence: its UNet has no variance channel")
+    folder = outputs.eo.parent / f".{outputs.eo.name}.work"
+    try:
+        with team.phase():
+            if team.rank == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                if is_safe(path):
+                    with gdal():
+                        calibrate_safe(
+                            path, folder / "sigma0.tif", options.bands or pipe.config.sar_transform.get("bands")
+                        )
+        with team.phase():
+            raster = open_scene(path, pipe, options, folder)
+            canvas = _canvas(raster, pipe, options, team, folder, progress)
+        canvas.run()
+        with team.phase():
+            if team.rank == 0:
+                write_outputs(canvas, raster, outputs, folder, settings_of(pipe, options, model))
+    finally:
+        if team.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def open_scene(path: Path, pipe: CDiffSETPipeline, options: SceneOptions, folder: Path) -> SarRaster:
+    """The scene as the model reads it; `folder` holds the calibrated product where `path` is a SAFE folder."""
+    safe = is_safe(path)
+    units, bands = ("power", None) if safe else (options.units, options.bands)
+    place = {"crs": options.crs, "resolution": options.resolution}
+    try:
+        return SarRaster(
+            folder / "sigma0.tif" if safe else path, pipe.config.sar_transform, units, bands, options.despeckle, **place
+        )
+    except CRSError as error:
+        raise ValueError(f"crs is {options.crs!r}: {error}") from None
+
+
+def _canvas(
+    raster: SarRaster, pipe: CDiffSETPipeline, options: SceneOptions, team: Team, folder: Path, progress
+) -> SceneCanvas:
+    steps = options.num_inference_steps
+    steps = pipe.config.default_num_inference_steps if steps is None else steps
+    check_scene_model(pipe, steps)
+    grid = scene_grid(pipe, raster, tile_size_of(pipe, options.tile_size), options.overlap)
+    pixels = raster.size[0] * raster.size[1] / (len(grid.boxes) * (steps + 2))  # that one of a tile's passes stands for
+    return SceneCanvas(
+        raster, pipe, steps, options.seed, grid, options.batch_size, team, folder, lambda n: progress(n * pixels)
+    )
+
+
+def tile_size_of(pipe: CDiffSETPipeline, asked: int | None) -> int:
+    """The tile size in pixels: as asked, or what the model was trained at, or 512."""
+    trained = pipe.unet.config.sample_size
+    return asked or (trained * pipe.vae_scale_factor if isinstance(trained, int) else 512)
+
+
+def settings_of(pipe: CDiffSETPipeline, options: SceneOptions, model: dict) -> dict:
+    """What decides an output, for its tags and the manifest."""
+    steps = options.num_inference_steps
+    return asdict(options) | {
+        **model,
+        "software": f"c_diffset {__version__}",
+        "num_inference_steps": pipe.config.default_num_inference_steps if steps is None else steps,
+        "tile_size": tile_size_of(pipe, options.tile_size),
+        "scheduler": type(pipe.scheduler).__name__,
+        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+    }
+
+
+def settings_in(path: Path) -> dict | None:
+    """The settings that a finished image was made with; None where it does not say."""
+    try:
+        with open_raster(path) as raster:
+            return json.loads(raster.tags().get("SETTINGS", "null"))
+    except (OSError, ValueError):
+        return None
+
+
+def write_outputs(canvas: SceneCanvas, raster: SarRaster, outputs: Outputs, folder: Path, settings: dict) -> None:
+    """The scene's files, each complete or absent; a STAC item last."""
+    place = raster.place
+    if "crs" not in place or place["crs"] is None:
+        warnings.warn(f"{raster.path} has no coordinate system, so the image has none either", stacklevel=2)
+    tags = {name: value for name, value in raster.raster.tags().items() if name in KEPT_TAGS}
+    tags |= {
+        "TIFFTAG_SOFTWARE": settings["software"],
+        "SYNTHETIC": "yes",
+        "MODEL": settings.get("model"),
+        "MODEL_REVISION": settings.get("revision"),
+        "NUM_INFERENCE_STEPS": settings["num_inference_steps"],
+        "SEED": settings["seed"],
+        "SAR_UNITS": raster.units,
+        "SAR_BANDS": ",".join(raster.polarisations),
+        "SETTINGS": json.dumps(settings),
+    }
+    tags = {name: value for name, value in tags.items() if value not in (None, "")}
+    any_valid = False
+    with ExitStack() as stack:
+        eo = stack.enter_context(CogWriter(outputs.eo, folder, raster.size, place, tags))
+        if outputs.confidence is not None:
+            band = CogWriter(outputs.confidence, folder, raster.size, place, tags, "confidence")
+            confidence = stack.enter_context(band)
+        for window in canvas.windows():
+            any_valid |= window.valid.any()
+            eo.write(window.box, window.eo, window.valid)
+            if outputs.confidence is not None:
+                confidence.write(window.box, window.confidence, window.valid)
+    if not any_valid:
+        warnings.warn(f"{raster.path} has no valid pixel: the image is all masked", stacklevel=2)
+    if outputs.item is not None:
+        write_item(outputs.item, outputs.eo, outputs.confidence, settings, raster.polarisations)

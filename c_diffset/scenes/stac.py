@@ -1,0 +1,224 @@
+"""STAC items: the SAR raster that one names, and one that describes a translated scene.
+
+Specification: https://github.com/radiantearth/stac-spec, version 1.1.0. Items come from strangers: no asset may lie
+outside the item's folder.
+"""
+
+import json
+import os
+import re
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import pystac
+import rasterio
+from pystac.utils import datetime_to_str, str_to_datetime
+from rasterio.crs import CRS
+from rasterio.transform import xy
+from rasterio.warp import transform, transform_geom
+from scipy.spatial import ConvexHull
+
+from c_diffset import __version__
+
+UTC = timezone.utc
+WGS84 = CRS.from_epsg(4326)
+EXTENSIONS = {
+    "eo": "https://stac-extensions.github.io/eo/v2.0.0/schema.json",
+    "processing": "https://stac-extensions.github.io/processing/v1.2.0/schema.json",
+    "proj": "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
+    "raster": "https://stac-extensions.github.io/raster/v2.0.0/schema.json",
+    "sar": "https://stac-extensions.github.io/sar/v1.3.2/schema.json",
+}
+POLARIZATIONS = ("HH", "VV", "HV", "VH", "LH", "LV", "RH", "RV", "CH", "CV")  # those of the SAR extension
+
+
+def is_item(path: Path) -> bool:
+    """Whether a file's name is that of a STAC item; the file is not read."""
+    return path.suffix.lower() in (".json", ".geojson")
+
+
+def read_item(path: Path) -> Path:
+    """The SAR raster of a STAC item: its first GeoTIFF asset of the role "data", else its only GeoTIFF asset.
+
+    Raises:
+        ValueError: the file is no STAC item, names no GeoTIFF or several without the role "data", or the raster is
+            remote or outside the item's folder.
+        FileNotFoundError: the raster is not there.
+    """
+    assets = _read_assets(path)
+    rasters = {key: asset for key, asset in assets.items() if asset["href"].lower().endswith((".tif", ".tiff"))}
+    data = [key for key, asset in rasters.items() if "data" in asset.get("roles", [])]
+    if not rasters:
+        raise ValueError(f"{path}: no asset is a GeoTIFF (.tif, .tiff); its assets are {', '.join(assets) or 'none'}")
+    if not data and len(rasters) > 1:
+        raise ValueError(f'{path}: {", ".join(rasters)} are GeoTIFFs; give the role "data" to the one to translate')
+    key = (data or list(rasters))[0]
+    return _beside(path, key, rasters[key]["href"])
+
+
+def _read_assets(path: Path) -> dict[str, dict]:
+    """The assets of an item by key, each a dictionary with an `href`."""
+    try:
+        item = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON, as a STAC item has to be: {error}") from None
+    if not (isinstance(item, dict) and item.get("type") == "Feature" and "stac_version" in item):
+        raise ValueError(f'{path} is not a STAC item: it needs "type": "Feature" and "stac_version"')
+    assets = item.get("assets")
+    if not (isinstance(assets, dict) and all(_is_asset(asset) for asset in assets.values())):
+        raise ValueError(f'{path} is not a STAC item: "assets" has to map keys to objects with "href" and list "roles"')
+    return assets
+
+
+def _is_asset(asset: object) -> bool:
+    if not (isinstance(asset, dict) and isinstance(asset.get("href"), str)):
+        return False
+    return "\0" not in asset["href"] and isinstance(asset.get("roles", []), list)
+
+
+def _beside(path: Path, key: str, href: str) -> Path:
+    """The file of an asset, which must lie in the folder of the item at `path`, symbolic links resolved."""
+    remedy = "download it beside the item, and let the href name it relative to the item"
+    if re.match(r"[a-z][\w+.-]*:|//|/vsi", href, re.IGNORECASE):
+        raise ValueError(f"{path}: asset {key} is remote, {href!r}: {remedy}")
+    file = path.parent / href
+    inside = Path(os.path.realpath(file)).is_relative_to(os.path.realpath(path.parent))
+    if os.path.isabs(href) or not inside:
+        raise ValueError(f"{path}: asset {key} lies outside the item's folder, {href!r}: {remedy}")
+    if not file.is_file():
+        raise FileNotFoundError(f"{path}: asset {key}, {href!r}, is not a file in the item's folder: {remedy}")
+    return file
+
+
+def write_item(target: Path, eo: Path, confidence: Path | None, settings: dict, sar_bands: list[str]) -> None:
+    """Write the STAC item of a synthetic EO image, aside and renamed.
+
+    Its place is that of the EO raster, its time the raster's tag `ACQUISITION_START` or `TIFFTAG_DATETIME`, else the
+    time of writing, as its description then says.
+
+    Args:
+        target: the item's file.
+        eo: COG, RGB, in the folder of `target`.
+        confidence: COG of one band on the same grid in the same folder, where there is one.
+        settings: of the translation, JSON values; they become properties under the prefix `c_diffset:`.
+        sar_bands: names of the SAR bands; those that are polarisations become `sar:polarizations`.
+    """
+    now = datetime.now(UTC)
+    with rasterio.open(eo) as raster:
+        acquired = _acquisition(raster.tags())
+        geometry, projection = _footprint(raster), _projection(raster)
+    properties = _description(eo.stem, acquired, now, sar_bands) | projection
+    properties |= {f"c_diffset:{key}": value for key, value in settings.items()}
+    bbox = _bbox(geometry) if geometry else None
+    item = pystac.Item(eo.stem, geometry, bbox, acquired or now, properties)
+    colours = [{"name": colour, "eo:common_name": colour} for colour in ("red", "green", "blue")]
+    item.add_asset("eo", _asset(eo, "Synthetic EO image, not an observation", ["data", "visual"], colours))
+    if confidence is not None:
+        title = "Confidence of the synthetic EO image"
+        item.add_asset("confidence", _asset(confidence, title, ["confidence"], [{"name": "confidence"}]))
+    item.stac_extensions = _extensions(item)
+    text = json.dumps(item.to_dict(), indent=2, allow_nan=False)
+    aside = target.with_name(f".{target.name}.partial")
+    aside.write_text(text + "\n", encoding="utf-8")
+    os.replace(aside, target)
+
+
+def _description(name: str, acquired: datetime | None, now: datetime, sar_bands: list[str]) -> dict:
+    """What the image is and how it was made."""
+    time = "" if acquired else " The time of acquisition is unknown: `datetime` is that of processing."
+    lineage = f"A generative model translated SAR ({', '.join(sar_bands)}) to EO: plausible, not observed."
+    polarizations = list(dict.fromkeys(band.upper() for band in sar_bands if band.upper() in POLARIZATIONS))
+    return {
+        "title": f"{name}: synthetic EO image, not an observation",
+        "description": f"A synthetic EO image, made from SAR by c_diffset; not an observation.{time}",
+        "created": datetime_to_str(now),
+        "processing:software": {"c_diffset": __version__},
+        "processing:lineage": lineage,
+        "processing:datetime": datetime_to_str(now),
+    } | ({"sar:polarizations": polarizations} if polarizations else {})
+
+
+def _acquisition(tags: dict[str, str]) -> datetime | None:
+    """The time that the tags of a raster give, in UTC; TIFF writes its dates with colons."""
+    for name in ("ACQUISITION_START", "TIFFTAG_DATETIME"):
+        text = tags.get(name, "").strip()
+        if re.match(r"\d{4}[:-]\d\d[:-]\d\d", text):
+            with suppress(ValueError, OverflowError):  # such as the 0000:00:00 00:00:00 of an unset clock
+                time = str_to_datetime(text[:10].replace(":", "-") + text[10:])
+                return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+    return None
+
+
+def _footprint(raster: rasterio.DatasetReader) -> dict | None:
+    """The outline of a raster as GeoJSON in WGS 84, cut at the antimeridian; None for one without a place on Earth.
+
+    Straight lines of a map bend in longitude and latitude, so the sides carry points between the corners.
+    """
+    points, crs = raster.gcps
+    if _on_earth(raster.crs):
+        side, zero, one = np.linspace(0, 1, 8, endpoint=False), np.zeros(8), np.ones(8)
+        columns = np.concatenate([zero, side, one, 1 - side]) * raster.width
+        rows = np.concatenate([side, one, 1 - side, zero]) * raster.height
+        outline = list(zip(*xy(raster.transform, rows, columns, offset="ul"), strict=True))
+        crs = raster.crs
+    elif points and _on_earth(crs):
+        outline, crs = _hull([(point.x, point.y) for point in points], crs)
+    else:
+        return None
+    polygon = {"type": "Polygon", "coordinates": [[*outline, outline[0]]]}
+    return transform_geom(crs, WGS84, polygon, precision=8)
+
+
+def _on_earth(crs: CRS | None) -> bool:
+    """Not so of no system, nor of a local one that names no place."""
+    return crs is not None and (crs.is_geographic or crs.is_projected)
+
+
+def _hull(points: list[tuple[float, float]], crs: CRS) -> tuple[list[tuple[float, float]], CRS]:
+    """The convex hull of points in a plane about the first of them, which the antimeridian does not tear apart."""
+    (longitude, *_), (latitude, *_) = transform(crs, WGS84, *zip(*points[:1], strict=True))
+    plane = CRS.from_proj4(f"+proj=laea +lat_0={latitude} +lon_0={longitude} +datum=WGS84 +units=m")
+    planar = np.transpose(transform(crs, plane, *zip(*points, strict=True)))
+    return [tuple(point) for point in planar[ConvexHull(planar).vertices].tolist()], plane
+
+
+def _bbox(geometry: dict) -> list[float]:
+    """West, south, east, north; west exceeds east where the antimeridian cuts the geometry (RFC 7946, 5.2)."""
+    parts = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
+    longitudes, latitudes = np.concatenate([ring for part in parts for ring in part]).T
+    west, east = longitudes.min(), longitudes.max()
+    if geometry["type"] == "MultiPolygon":
+        west, east = longitudes[longitudes > 0].min(), longitudes[longitudes < 0].max()
+    return [float(value) for value in (west, latitudes.min(), east, latitudes.max())]
+
+
+def _projection(raster: rasterio.DatasetReader) -> dict:
+    """Fields of the projection extension; code null for a raster that is not on a map's grid."""
+    code = raster.crs.to_authority() if raster.crs else None
+    fields = {"proj:code": ":".join(code) if code else None, "proj:shape": list(raster.shape)}
+    if raster.crs:
+        fields["proj:transform"] = list(raster.transform)[:6]
+        if not code:
+            fields["proj:wkt2"] = raster.crs.to_wkt(version="WKT2_2019")
+    return fields
+
+
+def _asset(path: Path, title: str, roles: list[str], bands: list[dict]) -> pystac.Asset:
+    """A COG beside the item, with the form of its values; scale and offset where they change a value."""
+    with rasterio.open(path) as raster:
+        values = {"bands": bands, "data_type": raster.dtypes[0]}
+        if raster.nodata is not None:
+            values["nodata"] = raster.nodata if np.isfinite(raster.nodata) else str(raster.nodata)
+        if (raster.scales[0], raster.offsets[0]) != (1, 0):
+            values |= {"raster:scale": raster.scales[0], "raster:offset": raster.offsets[0]}
+    return pystac.Asset(f"./{path.name}", title, media_type=pystac.MediaType.COG, roles=roles, extra_fields=values)
+
+
+def _extensions(item: pystac.Item) -> list[str]:
+    """Schemas of the extensions that the item has fields of; each of them asks for one field at least."""
+    extras = [asset.extra_fields for asset in item.assets.values()]
+    objects = [item.properties, *extras, *(band for extra in extras for band in extra["bands"])]
+    prefixes = {field.split(":")[0] for fields in objects for field in fields}
+    return [schema for name, schema in EXTENSIONS.items() if name in prefixes]

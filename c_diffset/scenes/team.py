@@ -1,0 +1,50 @@
+"""The processes that share a scene, or a list of scenes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+
+class Team:
+    """One process alone."""
+
+    rank, size = 0, 1
+
+    def mine(self, items: list) -> list:
+        """This process's share."""
+        return items[self.rank :: self.size]
+
+    def gather(self, items: list) -> list:
+        """The items of all processes."""
+        return items
+
+    @contextmanager
+    def phase(self) -> Iterator[None]:
+        """Work that ends when all processes have done their share; an error of one is raised in all.
+
+        Raises:
+            ValueError: what another process raised.
+        """
+        error = None
+        try:
+            yield
+        except (ValueError, OSError) as caught:
+            error = caught
+        errors = self.gather([] if error is None else [str(error)])
+        if error is not None:
+            raise error
+        if errors:
+            raise ValueError(errors[0])
+
+
+class LaunchedTeam(Team):
+    """The processes that `accelerate launch` started."""
+
+    def __init__(self, state: PartialState):
+        self.rank, self.size = state.process_index, state.num_processes
+
+    def gather(self, items: list) -> list:
+        """The items of all processes, in their order."""
+        return gather_object(items)
