@@ -39,6 +39,7 @@ def load_pipeline(
     pipe = CDiffSETPipeline.from_pretrained(model, revision=revision)
     if vae is not None:
         replace_autoencoder(pipe, vae)
+    pipe.unet.to(memory_format=torch.channels_last)  # up to half as fast again in half precision
     pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"), getattr(torch, dtype))
     pipe.set_progress_bar_config(disable=True)
     if pipe.device.type == "cpu":
@@ -56,7 +57,7 @@ def replace_autoencoder(pipe: CDiffSETPipeline, source: str | os.PathLike) -> No
         raise ValueError(f"autoencoder {source}: this model is in pixel space and uses none, so leave `vae` out")
     vae = load_autoencoder(AUTOENCODERS.get(str(source), str(source)))
     check_same_latents(vae, pipe, source)
-    pipe.register_modules(vae=vae)
+    pipe.register_modules(vae=vae.to(memory_format=torch.channels_last))  # as the pipeline does with its own
 
 
 def check_same_latents(vae: AutoencoderKL | AutoencoderTiny, pipe: CDiffSETPipeline, source: str | os.PathLike) -> None:

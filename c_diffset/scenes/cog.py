@@ -1,6 +1,8 @@
 """Cloud Optimized GeoTIFFs, written window by window."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +53,7 @@ class CogWriter:
             OSError: the disk is full.
         """
         window = Window(box.left, box.top, box.size[1], box.size[0])
-        with gdal():
+        with self._writing():
             if valid.any():
                 self.raster.write(values[None] if self.band else np.moveaxis(values, -1, 0), window=window)
             if not self.band:
@@ -61,10 +63,18 @@ class CogWriter:
         return self
 
     def __exit__(self, error, *_) -> None:
-        with gdal():
+        with self._writing():
             self.raster.close()
             if error is None:
                 self._finish()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with gdal():
+                yield
+        except OSError as error:
+            raise OSError(f"{self.target} cannot be written ({error}): is the disk full?") from error
 
     def _finish(self) -> None:
         options = {"compress": "DEFLATE", "blocksize": BLOCK, "predictor": "YES", "overview_resampling": "AVERAGE"}

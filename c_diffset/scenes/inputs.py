@@ -1,6 +1,7 @@
 """Which files a translation reads, and which it writes."""
 
 import glob
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ def find_inputs(inputs: list[str]) -> list[Path]:
         FileNotFoundError: an input that names nothing.
         ValueError: a STAC item that cannot be used.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}
     for name in inputs:
         path = Path(name)
         if path.is_file() or path.is_dir():
@@ -49,19 +50,21 @@ def find_inputs(inputs: list[str]) -> list[Path]:
             matches = [file for match in names if match.is_file() or is_safe(match) for file in _expand(match)]
         if not matches:
             raise FileNotFoundError(f"{name}: no such file, no image in that folder, and no match as a pattern")
-        found |= dict.fromkeys(matches)
-    return list(found)
+        for match in matches:
+            found.setdefault(os.path.abspath(match), match)
+    return list(found.values())
 
 
 def _expand(path: Path) -> list[Path]:
     if is_safe(path):
         return [path]
     if path.is_dir():
-        return sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGES + RASTERS or is_safe(file))
+        files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
+        return [file for file in files if is_safe(file) or file.is_file() and file.suffix.lower() in IMAGES + RASTERS]
     if is_item(path):
         return [read_item(path)]
     if path.suffix.lower() == ".txt":
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
         names = [line for line in lines if line and not line.startswith("#")]
         if any(name.lower().endswith(".txt") for name in names):
             raise ValueError(f"{path} names another list: expected images, GeoTIFF, folders, patterns and STAC items")

@@ -6,15 +6,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import rasterio
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
-from rasterio.enums import MaskFlags, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
+from rasterio.transform import from_origin
 from rasterio.vrt import WarpedVRT
-from rasterio.warp import calculate_default_transform
 from rasterio.windows import Window
 
 from c_diffset.pipelines.pipeline_cdiffset import FULL_SCALE, count_bands
@@ -25,7 +26,8 @@ from c_diffset.scenes.speckle import HALO, refined_lee
 UNITS = ("display", "db", "power", "amplitude")
 POLARISATION = re.compile(r"(?<![A-Z])(VV|VH|HH|HV)(?![A-Z])")
 CACHE_MB = 64  # of GDAL's blocks: the default is a twentieth of the machine's memory
-LOWEST_DB = -100  # no sensor measures less: such values stand for missing ones
+LOWEST = {"db": -90, "power": -1, "amplitude": 0}  # nothing measures so little: such values stand for missing ones
+DARKEST = 1e-10  # power that noise removal left at or below zero
 SAMPLES = 8  # windows along each axis that units are detected in
 
 
@@ -76,18 +78,21 @@ class SarRaster:
     ):
         if units is not None and units not in UNITS:
             raise ValueError(f"units is {units!r}: expected one of {UNITS}")
-        self.path, self.sar_transform, self.despeckle, self.units = path, sar_transform, despeckle, units
+        self.path, self.sar_transform, self.despeckle, self.units = path, sar_transform, despeckle, None
         with self._reading():
-            raster = open_raster(path)
-            self.raster = raster if crs is None and resolution is None else _warped(raster, crs, resolution, path)
+            self.raster = raster = open_raster(path)
             self.dtype = np.dtype(raster.dtypes[0])
             if self.dtype.kind == "c":
                 raise ValueError(f"{path}: complex pixels; expected detected ones (GRD, or the squared magnitude)")
-            self.bands = choose_bands(path, raster.count, raster.descriptions, sar_transform, bands)
+            count = sum(colour != ColorInterp.alpha for colour in raster.colorinterp)
+            self.bands = choose_bands(path, count, raster.descriptions[:count], sar_transform, bands)
             self.names = [raster.descriptions[band - 1] for band in self.bands]
             self.scaling = [(raster.scales[band - 1], raster.offsets[band - 1]) for band in self.bands]
-            self.units = units or self._detect_units(raster.units[self.bands[0] - 1])
-        self._check_units()
+            self.scaled = any(scaling != (1.0, 0.0) for scaling in self.scaling)
+            self.units = self._find_units(units, raster.units[self.bands[0] - 1])
+            self._check_units()
+            if crs is not None or resolution is not None:
+                self.raster = _warped(raster, crs, resolution, path, self.units != "display" and not self.scaled)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -127,9 +132,9 @@ class SarRaster:
         with self._reading():
             around = box if not self.despeckle else self._around(box)
             values, valid = self._read(around)
-            if self.despeckle and valid.any():
-                values, inside = self._filter(values, valid), box.slices(*around[:2])
-                values, valid = values[inside], valid[inside]
+            if self.despeckle:
+                inside = box.slices(*around[:2])
+                values, valid = (self._filter(values, valid) if valid.any() else values)[inside], valid[inside]
             try:
                 return to_model(np.moveaxis(self._to_model_units(values), 0, -1), valid, self.sar_transform)
             except ValueError as error:
@@ -151,18 +156,22 @@ class SarRaster:
         """Bands x H x W in the scene's units, unscaled, and which pixels hold something."""
         window = Window(box.left, box.top, box.size[1], box.size[0])
         values = self.raster.read(self.bands, window=window)
-        valid = np.isfinite(values).all(axis=0)
+        valid, declared = np.ones(box.size, bool), False
         if any(MaskFlags.all_valid not in self.raster.mask_flag_enums[band - 1] for band in self.bands):
-            valid &= (self.raster.read_masks(self.bands, window=window) > 0).all(axis=0)
-        if any(scaling != (1.0, 0.0) for scaling in self.scaling):
-            scale, offset = np.array(self.scaling, np.float32).T[:, :, None, None]
-            values = values * scale + offset
-        elif self.units != "display":
-            values = values.astype(np.float32, copy=False)
-        if self.units in ("power", "amplitude"):
+            valid, declared = (self.raster.read_masks(self.bands, window=window) > 0).all(axis=0), True
+        with np.errstate(over="ignore"):
+            if self.scaled:
+                scale, offset = np.array(self.scaling, np.float32).T[:, :, None, None]
+                values = values * scale + offset
+            elif self.units != "display":
+                values = values.astype(np.float32, copy=False)
+        valid &= np.isfinite(values).all(axis=0)
+        if self.units in LOWEST:
+            valid &= (values > LOWEST[self.units]).all(axis=0)
+        if self.units == "power":
             valid &= (values != 0).all(axis=0)
-        if self.units == "db":
-            valid &= (values > LOWEST_DB).all(axis=0)
+        if self.units == "db" and not declared:
+            valid &= (values != 0).any(axis=0)
         return values, valid
 
     def _filter(self, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
@@ -171,42 +180,54 @@ class SarRaster:
         return convert_units(refined_lee(power), "power", self.units)
 
     def _to_model_units(self, values: np.ndarray) -> np.ndarray:
-        return convert_units(values, self.units, self.sar_transform["units"])
+        wanted = self.sar_transform["units"]
+        values = convert_units(values, self.units, wanted)
+        return np.maximum(values, np.float32(DARKEST)) if wanted == "power" else values
 
-    def _detect_units(self, declared: str | None) -> str:
-        """Where only one answer is possible: declared dB, 8 bits, or floats that are mostly negative."""
-        if (declared or "").strip().lower() in ("db", "decibel", "decibels"):
+    def _find_units(self, units: str | None, declared: str | None) -> str:
+        """As told, or where only one answer is possible: declared dB, 8 bits, floats mostly below what power can be."""
+        if units in ("display", "db"):
+            return units
+        if units is None and (declared or "").strip().lower() in ("db", "decibel", "decibels"):
             return "db"
-        scaled = any(scaling != (1.0, 0.0) for scaling in self.scaling)
-        if self.dtype == np.uint8 and not scaled:
+        if units is None and self.dtype == np.uint8 and not self.scaled:
             return "display"
-        if (self.dtype.kind == "f" or scaled) and self._mostly_negative():
-            return "db"
+        negative = self._mostly_negative() if self.dtype.kind == "f" or self.scaled else False
+        if units is not None and negative:
+            raise ValueError(
+                f"{self.path}: most pixels are below {LOWEST['power']}, but units is {units!r}: are they dB?"
+            )
+        if units is not None or negative:
+            return units or "db"
+        if negative is None:
+            return self.sar_transform["units"]  # no valid pixel: nothing to convert
         found = f"{self.dtype} pixels" + ("" if self.dtype.kind != "f" else ", not mostly negative")
         raise ValueError(
             f"{self.path}: the units of its pixels ({found}) are not certain: say `units`, one of {', '.join(UNITS)} "
             f"(this model reads {self.sar_transform['units']})"
         )
 
-    def _mostly_negative(self) -> bool:
-        """Whether most valid pixels of some windows are below zero, and not fill values."""
-        negative = valid = 0
-        for box in self._samples():
-            values, good = self._read(box)
-            good &= (values != 0).all(axis=0)
-            likely = (values[0] < 0) & (values[0] > LOWEST_DB)
-            negative, valid = negative + np.count_nonzero(likely & good), valid + np.count_nonzero(good)
-        return 2 * negative > valid
+    def _mostly_negative(self) -> bool | None:
+        """Whether most pixels, fill values left out, are below what power can be; None where there are no others."""
+        for boxes in self._samples():
+            negative = count = 0
+            for box in boxes:
+                values, valid = self._read(box)
+                real = values[:, valid][0]
+                real = real[(real != 0) & (real > LOWEST["db"])]
+                negative, count = negative + np.count_nonzero(real < LOWEST["power"]), count + real.size
+            if count:
+                return 2 * negative > count
+        return None
 
-    def _samples(self) -> list[Box]:
-        """Windows spread over the scene; where those hold nothing, all of it."""
+    def _samples(self) -> tuple[list[Box], list[Box]]:
+        """Windows spread over the scene; and those of all of it, for where the others hold nothing."""
         height, width = self.size
-        few = [{i * (side - 1) // (SAMPLES - 1) // 64 * 64 for i in range(SAMPLES)} for side in self.size]
-        boxes = [Box(i, j, min(i + 64, height), min(j + 64, width)) for i in sorted(few[0]) for j in sorted(few[1])]
-        if any(self._read(box)[1].any() for box in boxes):
-            return boxes
-        rows, columns = range(0, height, 512), range(0, width, 512)
-        return [Box(i, j, min(i + 512, height), min(j + 512, width)) for i in rows for j in columns]
+        few = [sorted({i * (side - 1) // (SAMPLES - 1) // 64 * 64 for i in range(SAMPLES)}) for side in self.size]
+        return tuple(
+            [Box(i, j, min(i + side, height), min(j + side, width)) for i in rows for j in columns]
+            for side, rows, columns in ((64, *few), (512, range(0, height, 512), range(0, width, 512)))
+        )
 
     def _check_units(self) -> None:
         """Refuse display values for a model that reads backscatter, and the other way round."""
@@ -226,17 +247,17 @@ def convert_units(values: np.ndarray, source: str, target: str) -> np.ndarray:
     """Backscatter from one of "db", "power", "amplitude" to another, float32; the same units come back as they are."""
     if source == target:
         return values
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         power = {"db": lambda: 10 ** (values / 10), "amplitude": lambda: values**2, "power": lambda: values}[source]()
         if target == "db":
-            return 10 * np.log10(np.maximum(power, 1e-10))
-    return power if target == "power" else np.sqrt(np.maximum(power, 0))
+            return 10 * np.log10(np.maximum(power, DARKEST))
+    return power if target == "power" else np.sqrt(np.maximum(power, DARKEST))
 
 
 def polarisation(description: str | None) -> str | None:
-    """VV, VH, HH or HV where a band's description names one ("VV", "Sigma0_VH_db")."""
-    match = POLARISATION.search((description or "").upper())
-    return match and match.group()
+    """VV, VH, HH or HV where a band's description names just one ("VV", "Sigma0_VH_db"; not "VV/VH")."""
+    found = set(POLARISATION.findall((description or "").upper()))
+    return found.pop() if len(found) == 1 else None
 
 
 def choose_bands(
@@ -260,26 +281,60 @@ def choose_bands(
         raise ValueError(f"{has}; this model reads {reads}: say which with `bands`, by name or number from 1")
     chosen = []
     for name in wanted:
-        upper = [str(found).upper() for found in names]
-        if name.upper() in upper:
-            chosen.append(1 + upper.index(name.upper()))
-        elif asked is not None and name.isdecimal() and 1 <= int(name) <= count:
-            chosen.append(int(name))
-        else:
+        same = [i for i, text in enumerate(descriptions, 1) if (text or "").upper() == name.upper()]
+        found = same or [i for i, text in enumerate(names, 1) if (text or "").upper() == name.upper()]
+        if not found and asked is not None and name.isdecimal() and 1 <= int(name) <= count:
+            found = [int(name)]
+        if len(found) > 1:
+            raise ValueError(f"{has}, and {len(found)} of them are {name}: say which with `bands`, by number from 1")
+        if not found:
             hint = "" if asked is not None else ", which this model was trained on; `bands` chooses another"
             raise ValueError(f"{has}, but no band {name}{hint}")
+        chosen += found
     return chosen
 
 
-def _warped(raster: rasterio.DatasetReader, crs: str | None, resolution: float | None, path: Path) -> WarpedVRT:
-    """The raster on another grid, read through GDAL's warper, bilinear."""
+def _warped(
+    raster: rasterio.DatasetReader, crs: str | None, resolution: float | None, path: Path, zero_is_missing: bool
+) -> rasterio.DatasetReader:
+    """The raster on another grid, read through GDAL's warper: bilinear, and exact at ground control points."""
+    if resolution is not None and not 0 < resolution < math.inf:
+        raise ValueError(f"resolution is {resolution}: expected a pixel size above 0, in units of `crs`")
     gcps, gcps_crs = raster.gcps
     source = gcps_crs if gcps else raster.crs
     if source is None:
         raise ValueError(f"{path}: neither a coordinate system nor ground control points to warp it from")
-    target = CRS.from_user_input(crs or source)
-    place = {"gcps": gcps} if gcps else dict(zip(("left", "bottom", "right", "top"), raster.bounds, strict=True))
-    grid = calculate_default_transform(source, target, raster.width, raster.height, resolution=resolution, **place)
-    nodata = {"nodata": raster.nodata} if raster.nodata is not None else {"add_alpha": True}
-    options = dict(zip(("transform", "width", "height"), grid, strict=True)) | nodata
-    return WarpedVRT(raster, crs=target, resampling=Resampling.bilinear, **options)
+    try:
+        target = CRS.from_user_input(crs or source)
+    except CRSError as error:
+        raise ValueError(f"crs is {crs!r}: {error}") from None
+    options = _missing(raster, zero_is_missing) | ({"SRC_METHOD": "GCP_TPS"} if gcps else {})
+    warped = WarpedVRT(raster, crs=target, resampling=Resampling.bilinear, **options)
+    return warped if resolution is None else _resized(warped, resolution, path)
+
+
+def _resized(warped: WarpedVRT, resolution: float, path: Path) -> rasterio.DatasetReader:
+    """A warped raster with another pixel size, in its XML: where a `WarpedVRT` is told its grid, it drops the GCPs."""
+    root = ElementTree.fromstring(warped.tags(ns="xml:VRT")["xml:VRT"])
+    left, bottom, right, top = warped.bounds
+    transform = from_origin(left, top, resolution, resolution)
+    root.set("rasterXSize", str(max(1, round((right - left) / resolution))))
+    root.set("rasterYSize", str(max(1, round((top - bottom) / resolution))))
+    for name, grid in (("GeoTransform", transform), ("DstGeoTransform", transform), ("DstInvGeoTransform", ~transform)):
+        next(root.iter(name)).text = ", ".join(map(repr, grid.to_gdal()))
+    file = next(root.iter("SourceDataset"))
+    file.text = str(path.absolute())
+    file.set("relativeToVRT", "0")
+    return rasterio.open(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _missing(raster: rasterio.DatasetReader, zero_is_missing: bool) -> dict:
+    """How warped pixels say that they hold nothing: GDAL reads alpha bands of 8 and 16 bits without sign alone."""
+    dtype, flags = np.dtype(raster.dtypes[0]), raster.mask_flag_enums[0]
+    if raster.nodata is not None or MaskFlags.alpha in flags:
+        return {}
+    if zero_is_missing and MaskFlags.all_valid in flags:
+        return {"src_nodata": 0, "nodata": 0}
+    if dtype.kind == "u":
+        return {"add_alpha": True}
+    return {"nodata": np.nan if dtype.kind == "f" else np.iinfo(dtype).min}

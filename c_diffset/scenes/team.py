@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from accelerate import PartialState
 from accelerate.utils import gather_object
 
 
@@ -42,8 +41,8 @@ class Team:
 class LaunchedTeam(Team):
     """The processes that `accelerate launch` started."""
 
-    def __init__(self, state: PartialState):
-        self.rank, self.size = state.process_index, state.num_processes
+    def __init__(self, rank: int, size: int):
+        self.rank, self.size = rank, size
 
     def gather(self, items: list) -> list:
         """The items of all processes, in their order."""

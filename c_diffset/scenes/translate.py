@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import PIL.Image
-from accelerate import PartialState
+from accelerate import Accelerator
 from huggingface_hub import try_to_load_from_cache
 from tqdm.auto import tqdm
 
@@ -99,8 +99,8 @@ def translate(
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{folder}: this folder cannot be written")
     plan = plan_outputs(find_inputs(inputs), folder, confidence, stac)
-    state = PartialState()
-    team = LaunchedTeam(state) if state.num_processes > 1 else Team()
+    state = Accelerator()
+    team = LaunchedTeam(state.process_index, state.num_processes) if state.num_processes > 1 else Team()
     pipe = load_pipeline(model, revision, device or str(state.device), dtype, vae)
     if pipe.device.type == "cpu":
         use_whole_cpu(team.size)
