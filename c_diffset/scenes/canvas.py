@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
@@ -128,7 +129,7 @@ class Store:
             self.arrays[key] = array
             return
         try:
-            np.save(self._path(key), array)
+            np.save(self._path(key), np.ascontiguousarray(array))  # else element by element
         except OSError as error:
             raise OSError(f"{self.folder} cannot be written ({error}): is the disk full?") from error
 
@@ -158,7 +159,7 @@ def scene_grid(pipe: CDiffSETPipeline, source: Source, tile_size: int, overlap: 
     ends = [position + side for position, side in zip(source.origin, source.size, strict=True)]
     height, width = (-(-end // multiple) * multiple - start for end, start in zip(ends, (top, left), strict=True))
     origin, size = (top // factor, left // factor), (height // factor, width // factor)
-    return TileGrid(origin, size, tile_size // factor, overlap // factor)
+    return TileGrid(origin, size, tile_size // factor, overlap // factor, multiple // factor)
 
 
 class SceneCanvas:
@@ -191,10 +192,11 @@ class SceneCanvas:
         self.source, self.pipe, self.steps, self.seed = source, pipe, steps, seed
         self.grid, self.batch_size, self.team, self.progress = grid, batch_size, team, progress
         self.factor = pipe.vae_scale_factor
+        self.pixels = grid.scaled(self.factor)  # the same tiles in image pixels
         # the scene's first pixel on the canvas
         self.offset = tuple(p - o * self.factor for p, o in zip(source.origin, grid.origin, strict=True))
-        latent = 4 * len(grid.boxes) * np.prod(grid.boxes[0].size)  # bytes of one channel of all tiles
-        limits = {"sar": 4, "latents": 4, "predictions": 4, "variance": 1, "decoded": 1.5 * self.factor**2}
+        latent = 4 * sum(height * width for height, width in (box.size for box in grid.boxes))  # bytes of one channel
+        limits = {"sar": 4, "latents": 4, "predictions": 4, "variance": 1, "decoded": 0.75 * self.factor**2}
         self.stores = {
             name: Store(folder and folder / name if team.size > 1 or channels * latent > MEMORY_LIMIT else None)
             for name, channels in limits.items()
@@ -248,15 +250,15 @@ class SceneCanvas:
                     self._step(block, i, t)
 
     def decode(self) -> None:
-        """Latents of the tiles to images, in half precision: an eighth of an 8-bit level."""
+        """Latents of the tiles to 8-bit images."""
         store = self.stores["decoded"]
         with self.team.phase():
             for chunk in self._mine(self.active):
                 latents = torch.from_numpy(np.stack([self._latents(tile) for tile in chunk]))
-                images = self.pipe.decode(latents.to(self.pipe.unet.device)).float() * 0.5 + 0.5
+                images = (self.pipe.decode(latents.to(self.pipe.unet.device)).float() * 0.5 + 0.5) * 255
                 if not images.isfinite().all():
                     raise ValueError("the model's image holds NaN or infinite values: try dtype float32")
-                for tile, image in zip(chunk, images.half().cpu().numpy(), strict=True):
+                for tile, image in zip(chunk, images.round().byte().cpu().numpy(), strict=True):
                     store[tile] = image
                 self.progress(len(chunk))
 
@@ -268,10 +270,13 @@ class SceneCanvas:
             yield self._window(Box(top, left, min(top + WINDOW, height), min(left + WINDOW, width)))
 
     def _mine(self, tiles: Iterable[int]) -> list[list[int]]:
-        """This process's batches."""
-        numbers = list(tiles)
-        starts = range(0, len(numbers), self.batch_size)
-        return self.team.mine([numbers[start : start + self.batch_size] for start in starts])
+        """This process's batches, each of tiles of one size."""
+        batches, size_of = [], lambda tile: self.grid.boxes[tile].size
+        for _, same_size in groupby(sorted(tiles, key=size_of, reverse=True), key=size_of):
+            numbers = list(same_size)
+            starts = range(0, len(numbers), self.batch_size)
+            batches += [numbers[start : start + self.batch_size] for start in starts]
+        return self.team.mine(batches)
 
     def _on_ground(self, tile: int) -> Box:
         return self.grid.boxes[tile].moved(*(-side for side in self.grid.origin))
@@ -334,15 +339,14 @@ class SceneCanvas:
 
     def _window(self, box: Box) -> SceneWindow:
         valid = self.source.read(box)[1]
-        eo, confidence = np.zeros((*box.size, 3), np.uint8), None
+        if not valid.any():
+            nothing = np.full(box.size, np.nan, np.float32) if self.pipe.predicts_variance else None
+            return SceneWindow(box, np.zeros((*box.size, 3), np.uint8), nothing, valid)
+        on_canvas, confidence = box.moved(*(-side for side in self.offset)), None
+        image = self.pixels.blend(on_canvas, self.active, self.stores["decoded"].__getitem__)
+        eo = np.moveaxis(np.rint(image, out=image).astype(np.uint8), 0, -1) * valid[..., None]
         if self.pipe.predicts_variance:
-            confidence = np.full(box.size, np.nan, np.float32)
-        if valid.any():
-            on_canvas = box.moved(*(-side for side in self.offset))
-            image = self.grid.scaled(self.factor).blend(on_canvas, self.active, self.stores["decoded"].__getitem__)
-            eo[valid] = (np.moveaxis(image, 0, -1)[valid] * 255).round().astype(np.uint8)
-            if confidence is not None:
-                confidence[valid] = self._confidence(on_canvas)[valid]
+            confidence = np.where(valid, self._confidence(on_canvas), np.float32(np.nan))
         return SceneWindow(box, eo, confidence, valid)
 
     def _confidence(self, box: Box) -> np.ndarray:

@@ -7,7 +7,7 @@ wherever they show the same ground.
 
 from collections.abc import Callable, Container
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -44,22 +44,27 @@ class Box(NamedTuple):
         return ..., slice(self.top - rows, self.bottom - rows), slice(self.left - columns, self.right - columns)
 
 
-def tile_starts(origin: int, size: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin along one axis of a canvas, from its first pixel: every pixel is covered.
+def tile_spans(origin: int, size: int, tile: int, overlap: int, multiple: int) -> list[tuple[int, int]]:
+    """First pixel and end of the tiles along one axis of a canvas: every pixel is covered.
 
-    Tiles begin at multiples of `tile - overlap` on the ground, but for the first and the last, which end with the
-    canvas; a canvas no larger than a tile is one tile.
+    Tiles begin at multiples of `tile - overlap` on the ground; those at the ends are cut off where the canvas ends, but
+    to no less than half a tile. A canvas no larger than a tile is one tile.
 
     Args:
         origin: position of the canvas on the ground.
         size: its length.
         tile, overlap: length of a tile, and the least that neighbours share.
+        multiple: all lengths are multiples of this.
     """
     if size <= tile:
-        return [0]
-    stride = tile - overlap
-    first = -origin % stride or stride
-    return [0, *range(first, size - tile, stride), size - tile]
+        return [(0, size)]
+    stride, shortest = tile - overlap, -(-tile // (2 * multiple)) * multiple
+    starts = range(-(origin % stride), size - overlap, stride)
+    spans = [(start, start + tile) for start in starts if start + stride > 0]
+    (_, end), (start, _) = spans[0], spans[-1]
+    spans[0] = (0, max(end, shortest))
+    spans[-1] = (min(start, size - shortest), size)
+    return spans
 
 
 def blocks_of(box: Box, block: int) -> list[tuple[int, int]]:
@@ -76,44 +81,40 @@ class TileGrid:
     Attributes:
         origin: position (row, column) of the canvas on the ground.
         size: its height and width.
-        tile: side of a tile; smaller canvases have one smaller tile.
+        tile: side of a tile; those at the ends of the canvas may be smaller.
         overlap: the least that neighbours share, on which they are blended.
+        multiple: of which all of these are multiples.
     """
 
     origin: tuple[int, int]
     size: tuple[int, int]
     tile: int
     overlap: int
+    multiple: int = 1
 
     def scaled(self, factor: int) -> "TileGrid":
         """The same tiles on a grid that is `factor` times finer."""
         top, left, height, width = (value * factor for value in (*self.origin, *self.size))
-        return TileGrid((top, left), (height, width), self.tile * factor, self.overlap * factor)
+        sides = (self.tile * factor, self.overlap * factor, self.multiple * factor)
+        return TileGrid((top, left), (height, width), *sides)
 
     @cached_property
-    def _starts(self) -> tuple[list[int], list[int]]:
-        rows, columns = zip(self.origin, self.size, strict=True)
-        return tile_starts(*rows, self.tile, self.overlap), tile_starts(*columns, self.tile, self.overlap)
+    def _spans(self) -> list[list[tuple[int, int]]]:
+        """Of rows, and of columns."""
+        axes = zip(self.origin, self.size, strict=True)
+        return [tile_spans(*axis, self.tile, self.overlap, self.multiple) for axis in axes]
 
     @cached_property
     def boxes(self) -> list[Box]:
         """The tiles' rectangles on the canvas, row by row."""
-        height, width = (min(side, self.tile) for side in self.size)
-        rows, columns = self._starts
-        return [Box(top, left, top + height, left + width) for top in rows for left in columns]
-
-    @cached_property
-    def weights(self) -> np.ndarray:
-        """How much each pixel of a tile counts: 1 inside, sin^2 from the border over the overlap; tile x tile."""
-        height, width = self.boxes[0].size
-        return np.outer(_ramps(height, self.overlap), _ramps(width, self.overlap)).astype(np.float32)
+        rows, columns = self._spans
+        return [Box(top, left, bottom, right) for top, bottom in rows for left, right in columns]
 
     def touching(self, box: Box) -> list[int]:
         """Numbers of the tiles that share pixels with a rectangle, in order."""
-        rows, columns = self._starts
-        height, width = self.boxes[0].size
-        near_rows = [i for i, top in enumerate(rows) if top < box.bottom and box.top < top + height]
-        near_columns = [j for j, left in enumerate(columns) if left < box.right and box.left < left + width]
+        rows, columns = self._spans
+        near_rows = [i for i, (top, bottom) in enumerate(rows) if top < box.bottom and box.top < bottom]
+        near_columns = [j for j, (left, right) in enumerate(columns) if left < box.right and box.left < right]
         return [i * len(columns) + j for i in near_rows for j in near_columns]
 
     def blend(self, box: Box, numbers: Container[int], read: Callable[[int], np.ndarray]) -> np.ndarray:
@@ -122,7 +123,7 @@ class TileGrid:
         Args:
             box: on the canvas.
             numbers: the tiles that there are.
-            read: a tile's values, C x tile x tile.
+            read: a tile's values, C x H x W.
         """
         total, norm = None, np.zeros(box.size, np.float32)
         for number in self.touching(box):
@@ -130,7 +131,8 @@ class TileGrid:
                 continue
             tile = self.boxes[number]
             shared = tile.common(box)
-            values, weights = read(number)[shared.slices(*tile[:2])], self.weights[shared.slices(*tile[:2])]
+            inside = shared.slices(*tile[:2])
+            values, weights = read(number)[inside], tile_weights(*tile.size, self.overlap)[inside]
             if total is None:
                 total = np.zeros((len(values), *box.size), np.float32)
             total[shared.slices(*box[:2])] += values * weights
@@ -138,6 +140,12 @@ class TileGrid:
         if total is None:
             raise ValueError(f"no tile touches {box}")
         return np.divide(total, norm, out=total, where=norm > 0)
+
+
+@lru_cache(maxsize=32)
+def tile_weights(height: int, width: int, overlap: int) -> np.ndarray:
+    """How much each pixel of a tile counts: 1 inside, sin^2 from the border over the overlap; H x W."""
+    return np.outer(_ramps(height, overlap), _ramps(width, overlap)).astype(np.float32)
 
 
 def _ramps(length: int, overlap: int) -> np.ndarray:

@@ -83,7 +83,7 @@ def plan_outputs(sources: list[Path], output: Path, confidence: bool, stac: bool
     owner: dict[Path, Path] = {}
     for source in sources:
         scene = is_scene(source)
-        stem = source.name.removesuffix(".SAFE") if source.is_dir() else source.stem
+        stem = Path(os.path.abspath(source)).name.removesuffix(".SAFE") if source.is_dir() else source.stem
         plan[source] = Outputs(
             output / (f"{stem}.tif" if source.is_dir() else source.name),
             output / f"{stem}_confidence.{'tif' if scene else 'png'}" if confidence else None,

@@ -33,8 +33,9 @@ SAMPLES = 8  # windows along each axis that units are detected in
 
 @contextmanager
 def gdal() -> Iterator[None]:
-    """GDAL with a small cache; its errors as OSError."""
-    with rasterio.Env(GDAL_CACHEMAX=CACHE_MB, GDAL_TIFF_INTERNAL_MASK=True):
+    """GDAL with a small cache, warping by fixed blocks, so that no pixel depends on the window; errors as OSError."""
+    blocks = {"GDAL_VRT_WARP_USE_DATASET_RASTERIO": False}
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_MB, GDAL_TIFF_INTERNAL_MASK=True, **blocks):
         try:
             yield
         except (RasterioError, CPLE_BaseError) as error:
@@ -86,13 +87,15 @@ class SarRaster:
                 raise ValueError(f"{path}: complex pixels; expected detected ones (GRD, or the squared magnitude)")
             count = sum(colour != ColorInterp.alpha for colour in raster.colorinterp)
             self.bands = choose_bands(path, count, raster.descriptions[:count], sar_transform, bands)
+            self.tags = raster.tags()  # which a warped raster does not have
             self.names = [raster.descriptions[band - 1] for band in self.bands]
             self.scaling = [(raster.scales[band - 1], raster.offsets[band - 1]) for band in self.bands]
             self.scaled = any(scaling != (1.0, 0.0) for scaling in self.scaling)
             self.units = self._find_units(units, raster.units[self.bands[0] - 1])
             self._check_units()
             if crs is not None or resolution is not None:
-                self.raster = _warped(raster, crs, resolution, path, self.units != "display" and not self.scaled)
+                zero_is_missing = self.units != "display" and not any(offset for _, offset in self.scaling)
+                self.raster = _warped(raster, crs, resolution, path, zero_is_missing)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -159,6 +162,9 @@ class SarRaster:
         valid, declared = np.ones(box.size, bool), False
         if any(MaskFlags.all_valid not in self.raster.mask_flag_enums[band - 1] for band in self.bands):
             valid, declared = (self.raster.read_masks(self.bands, window=window) > 0).all(axis=0), True
+        if ColorInterp.alpha in self.raster.colorinterp:  # which GDAL's masks heed in some files only
+            alpha = 1 + self.raster.colorinterp.index(ColorInterp.alpha)
+            valid, declared = valid & (self.raster.read(alpha, window=window) > 0), True
         with np.errstate(over="ignore"):
             if self.scaled:
                 scale, offset = np.array(self.scaling, np.float32).T[:, :, None, None]
@@ -329,12 +335,9 @@ def _resized(warped: WarpedVRT, resolution: float, path: Path) -> rasterio.Datas
 
 
 def _missing(raster: rasterio.DatasetReader, zero_is_missing: bool) -> dict:
-    """How warped pixels say that they hold nothing: GDAL reads alpha bands of 8 and 16 bits without sign alone."""
-    dtype, flags = np.dtype(raster.dtypes[0]), raster.mask_flag_enums[0]
-    if raster.nodata is not None or MaskFlags.alpha in flags:
+    """How warped pixels say that they hold nothing."""
+    if raster.nodata is not None or ColorInterp.alpha in raster.colorinterp:
         return {}
-    if zero_is_missing and MaskFlags.all_valid in flags:
+    if zero_is_missing and MaskFlags.all_valid in raster.mask_flag_enums[0]:
         return {"src_nodata": 0, "nodata": 0}
-    if dtype.kind == "u":
-        return {"add_alpha": True}
-    return {"nodata": np.nan if dtype.kind == "f" else np.iinfo(dtype).min}
+    return {"add_alpha": True}

@@ -8,8 +8,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rasterio.errors import CRSError
-
 from c_diffset import __version__
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.scenes.canvas import SceneCanvas, check_scene_model, scene_grid
@@ -127,12 +125,8 @@ def open_scene(path: Path, pipe: CDiffSETPipeline, options: SceneOptions, folder
     safe = is_safe(path)
     units, bands = ("power", None) if safe else (options.units, options.bands)
     place = {"crs": options.crs, "resolution": options.resolution}
-    try:
-        return SarRaster(
-            folder / "sigma0.tif" if safe else path, pipe.config.sar_transform, units, bands, options.despeckle, **place
-        )
-    except CRSError as error:
-        raise ValueError(f"crs is {options.crs!r}: {error}") from None
+    source = folder / "sigma0.tif" if safe else path
+    return SarRaster(source, pipe.config.sar_transform, units, bands, options.despeckle, **place)
 
 
 def _canvas(
@@ -181,7 +175,7 @@ def write_outputs(canvas: SceneCanvas, raster: SarRaster, outputs: Outputs, fold
     place = raster.place
     if "crs" not in place or place["crs"] is None:
         warnings.warn(f"{raster.path} has no coordinate system, so the image has none either", stacklevel=2)
-    tags = {name: value for name, value in raster.raster.tags().items() if name in KEPT_TAGS}
+    tags = {name: value for name, value in raster.tags.items() if name in KEPT_TAGS}
     tags |= {
         "TIFFTAG_SOFTWARE": settings["software"],
         "SYNTHETIC": "yes",

@@ -5,26 +5,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c_diffset.scenes.grid import Box, TileGrid, blocks_of, tile_starts
+from c_diffset.scenes.grid import Box, TileGrid, blocks_of, tile_spans, tile_weights
 
 
 @st.composite
 def grids(draw):
+    multiple = draw(st.integers(1, 3))
     tile = draw(st.integers(2, 24))
-    sides = st.tuples(st.integers(1, 70), st.integers(1, 70))
-    places = st.tuples(st.integers(-1000, 1000), st.integers(-1000, 1000))
-    return TileGrid(draw(places), draw(sides), tile, draw(st.integers(0, tile // 2)))
+    values = [
+        draw(st.integers(1, 70)),
+        draw(st.integers(1, 70)),
+        draw(st.integers(-999, 999)),
+        draw(st.integers(-999, 999)),
+    ]
+    height, width, top, left = (value * multiple for value in values)
+    overlap = draw(st.integers(0, tile // 2))
+    return TileGrid((top, left), (height, width), tile * multiple, overlap * multiple, multiple)
 
 
 @given(grids())
 def test_tiles_cover_the_canvas_and_share_at_least_the_overlap(grid):
     for origin, size in zip(grid.origin, grid.size, strict=True):
-        starts = tile_starts(origin, size, grid.tile, grid.overlap)
-        assert starts[0] == 0 and starts[-1] == max(0, size - grid.tile)
-        steps = np.diff(starts)
-        assert (steps > 0).all() and (steps <= grid.tile - grid.overlap).all()
-        # as few as there can be, and one more where the ground's grid asks for it
-        assert len(starts) <= max(1, -(-(size - grid.overlap) // (grid.tile - grid.overlap))) + 1
+        spans = tile_spans(origin, size, grid.tile, grid.overlap, grid.multiple)
+        assert spans[0][0] == 0 and spans[-1][1] == size
+        for (start, end), (following, _) in zip(spans, spans[1:], strict=False):
+            assert start < following and end - following >= grid.overlap
+        lengths = [end - start for start, end in spans]
+        assert all(length % grid.multiple == 0 for length in lengths)
+        if len(spans) > 1:
+            assert grid.tile / 2 <= min(lengths) <= max(lengths) <= grid.tile
+            assert sum(lengths) <= size + (len(spans) - 1) * grid.overlap + grid.tile
     covered = np.zeros(grid.size, int)
     for box in grid.boxes:
         covered[box.slices()] += 1
@@ -33,11 +43,15 @@ def test_tiles_cover_the_canvas_and_share_at_least_the_overlap(grid):
 
 @given(grids(), st.integers(0, 50), st.integers(0, 50))
 def test_a_part_of_a_scene_has_the_same_tiles_inside(grid, top, left):
+    top, left = (
+        min(cut * grid.multiple, side - grid.multiple) for cut, side in zip((top, left), grid.size, strict=True)
+    )
     part = TileGrid(
         (grid.origin[0] + top, grid.origin[1] + left),
-        (max(1, grid.size[0] - top), max(1, grid.size[1] - left)),
+        (grid.size[0] - top, grid.size[1] - left),
         grid.tile,
         grid.overlap,
+        grid.multiple,
     )
     inner = {box for box in part.boxes if 0 < box.top and 0 < box.left}
     inner = {box for box in inner if box.bottom < part.size[0] and box.right < part.size[1]}
@@ -47,13 +61,12 @@ def test_a_part_of_a_scene_has_the_same_tiles_inside(grid, top, left):
 @given(grids(), st.data())
 def test_blending_is_the_weighted_mean_of_the_tiles_that_there_are(grid, data):
     rng = np.random.default_rng(data.draw(st.integers(0, 9)))
-    height, width = grid.boxes[0].size
-    tiles = rng.normal(size=(len(grid.boxes), 2, height, width)).astype(np.float32)
+    tiles = [rng.normal(size=(2, *box.size)).astype(np.float32) for box in grid.boxes]
     there = data.draw(st.sets(st.integers(0, len(tiles) - 1), min_size=1))
     total, norm = np.zeros((2, *grid.size)), np.zeros(grid.size)
     for number in there:  # the whole canvas at once, in double precision
-        total[grid.boxes[number].slices()] += tiles[number].astype(float) * grid.weights
-        norm[grid.boxes[number].slices()] += grid.weights
+        total[grid.boxes[number].slices()] += tiles[number].astype(float) * weights_of(grid, number)
+        norm[grid.boxes[number].slices()] += weights_of(grid, number)
     expected = total / np.where(norm, norm, 1)
     top, left = data.draw(st.integers(0, grid.size[0] - 1)), data.draw(st.integers(0, grid.size[1] - 1))
     box = Box(top, left, grid.size[0], grid.size[1])
@@ -64,9 +77,13 @@ def test_blending_is_the_weighted_mean_of_the_tiles_that_there_are(grid, data):
             grid.blend(box, there, tiles.__getitem__)
 
 
+def weights_of(grid: TileGrid, number: int) -> np.ndarray:
+    return tile_weights(*grid.boxes[number].size, grid.overlap)
+
+
 @pytest.mark.parametrize("overlap", [1, 4, 7])
 def test_weights_of_neighbours_sum_to_one(overlap):
-    weights = TileGrid((0, 0), (16, 40), 16, overlap).weights[8]
+    weights = tile_weights(16, 16, overlap)[8]
     np.testing.assert_allclose(weights[16 - overlap :] + weights[:overlap], 1, atol=1e-6)
     assert weights.min() > 0 and weights[overlap : 16 - overlap].min() == 1
 

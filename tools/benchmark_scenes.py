@@ -1,0 +1,180 @@
+"""Whole scenes: memory, seams, what tiles, batches and cuts change, and speed. Run by `tools/benchmark.py`."""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import rasterio
+import torch
+from rasterio.transform import from_origin
+from rasterio.windows import Window
+
+from c_diffset.data.synthetic import make_pair
+from c_diffset.loading import load_pipeline
+from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+from c_diffset.scenes.canvas import ArraySource, scene_grid, translate_windows
+from c_diffset.scenes.scene import SceneOptions, translate_scene
+
+TILE, OVERLAP = 512, 64
+
+
+def write_scene(path: Path, ground: np.ndarray, side: int) -> Path:
+    """A display scene of side x side px, the ground repeated."""
+    place = {"crs": "EPSG:32611", "transform": from_origin(400_000, 3_800_000, 10, 10)}
+    layout = {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "deflate"}
+    with rasterio.open(
+        path, "w", driver="GTiff", height=side, width=side, count=1, dtype="uint8", **place, **layout
+    ) as raster:
+        for top in range(0, side, len(ground)):
+            for left in range(0, side, len(ground)):
+                part = ground[: side - top, : side - left]
+                raster.write(part, 1, window=Window(left, top, part.shape[1], part.shape[0]))
+    return path
+
+
+def generated_ground(side: int) -> np.ndarray:
+    """Generated SAR of side x side px in scenes of 256 px, uint8 display values."""
+    rows = [[make_pair(seed=i * 100 + j, size=256).sar for j in range(side // 256)] for i in range(side // 256)]
+    return np.block(rows).astype(np.uint8)
+
+
+def peak_memory(model: str, scene: Path, output: Path, dtype: str) -> float:
+    """Peak resident memory of a whole `c-diffset translate` of a scene, in MB."""
+    arguments = [str(scene), "--model", model, "--output", str(output), "--dtype", dtype, "--num_inference_steps", "1"]
+    process = subprocess.Popen([sys.executable, "-m", "c_diffset", "translate", *arguments], stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"translating {scene} failed")
+    return usage.ru_maxrss / 1024
+
+
+def translated(ground: np.ndarray, pipe: CDiffSETPipeline, steps: int, **options) -> np.ndarray:
+    """EO of a scene in memory, int H x W x 3."""
+    eo = np.empty((*ground.shape[:2], 3), int)
+    for window in translate_windows(ground, pipe, num_inference_steps=steps, **options):
+        eo[window.box.slices()[1:]] = window.eo
+    return eo
+
+
+def independent_tiles(ground: np.ndarray, pipe: CDiffSETPipeline, steps: int, tile: int) -> np.ndarray:
+    """The naive way: every tile on its own, with noise of its own."""
+    eo = np.empty((*ground.shape[:2], 3), int)
+    for top in range(0, len(ground), tile):
+        for left in range(0, ground.shape[1], tile):
+            image = pipe(ground[top : top + tile, left : left + tile], steps, output_type="np").images[0]
+            eo[top : top + tile, left : left + tile] = (image * 255).round()
+    return eo
+
+
+def jump_ratio(eo: np.ndarray, borders: list[list[int]]) -> float:
+    """Mean jump across tile borders (rows and columns that tiles begin or end at) over the mean jump elsewhere."""
+    at, away = [], []
+    for axis, places in enumerate(borders):
+        jumps = np.abs(np.diff(eo, axis=axis)).mean(axis=(1 - axis, 2))
+        border = np.isin(np.arange(1, eo.shape[axis]), places)
+        at, away = [*at, *jumps[border]], [*away, *jumps[~border]]
+    return float(np.mean(at) / np.mean(away))
+
+
+def seams(ground: np.ndarray, pipe: CDiffSETPipeline, steps: int) -> dict:
+    """Jumps at tile borders of a blended scene, and of independent tiles."""
+    grid = scene_grid(pipe, ArraySource(ground, pipe.config.sar_transform), TILE, OVERLAP).scaled(pipe.vae_scale_factor)
+    ends = [{side for box in grid.boxes for side in (box[axis], box[axis + 2])} for axis in (0, 1)]
+    naive = [list(range(TILE, side, TILE)) for side in ground.shape]
+    return {
+        f"seam_jump_ratio_{steps}_steps": jump_ratio(translated(ground, pipe, steps), [list(end) for end in ends]),
+        f"seam_jump_ratio_{steps}_steps_naive": jump_ratio(independent_tiles(ground, pipe, steps, TILE), naive),
+    }
+
+
+def differences(ground: np.ndarray, pipe: CDiffSETPipeline, steps: int) -> dict:
+    """8-bit levels, mean over the picture, that other tiles, batches and a cut of 8 px change; and another seed."""
+    whole, inner = translated(ground, pipe, steps), slice(TILE, -TILE)
+    apart = {
+        "batch_1": translated(ground, pipe, steps, batch_size=1),
+        "tile_384": translated(ground, pipe, steps, tile_size=384),
+        "overlap_128": translated(ground, pipe, steps, overlap=128),
+        "seed": translated(ground, pipe, steps, seed=1),
+    }
+    cut = np.abs(translated(ground[8:, 8:], pipe, steps, origin=(8, 8)) - whole[8:, 8:])
+    figures = {f"levels_changed_by_{name}_{steps}_steps": float(np.abs(x - whole).mean()) for name, x in apart.items()}
+        f"levels_changed_by_{name}_{steps}_steps": float(np.abs(eo - whole).mean()) for name, eo in apart.items()
+    }
+    return figures | {
+        f"levels_changed_by_cut_{steps}_steps": float(cut.mean()),
+        f"levels_changed_by_cut_inside_{steps}_steps": float(cut[inner, inner].max()),
+    }
+
+
+def scene_speed(scene: Path, folder: Path, pipe: CDiffSETPipeline, rounds: int, confidence: bool) -> dict:
+    """Pixels a second of a whole translation, files included, over those of the bare model on tiles at hand."""
+    with rasterio.open(scene) as raster:
+        source = ArraySource(raster.read(1), pipe.config.sar_transform)
+    tiles, batch = len(scene_grid(pipe, source, TILE, OVERLAP).boxes), 4
+    sar = torch.rand(batch, pipe.vae.config.in_channels if pipe.vae else 1, TILE, TILE) * 2 - 1
+    noise = torch.randn(batch, pipe.eo_channels, *(TILE // pipe.vae_scale_factor,) * 2)
+
+    @torch.no_grad()
+    def bare() -> None:
+        for start in range(0, tiles, batch):
+            count = min(batch, tiles - start)
+            latents = pipe.encode(sar[:count]).float()
+            pipe.decode(pipe.predict(latents, noise[:count], torch.tensor(999), pipe.prompt_kwargs(count))[0])
+
+    def whole() -> None:
+        translate_scene(scene, pipe, folder, SceneOptions(1, tile_size=TILE, overlap=OVERLAP), confidence=confidence)
+
+    whole_time, bare_time = alternate(whole, bare, rounds)
+    pixels = source.size[0] * source.size[1]
+    return {
+        "scene_mpix_per_second": pixels / 1e6 / whole_time,
+        "scene_share_of_bare_model": bare_time / whole_time,
+        "scene_tile_pixels_over_pixels": tiles * TILE**2 / pixels,
+    }
+
+
+def alternate(first: Callable, second: Callable, rounds: int) -> tuple[float, float]:
+    """Median times of two functions that take turns, after one call of each."""
+    times: tuple[list, list] = [], []
+    for number in range(rounds + 1):
+        for function, taken in zip((first, second), times, strict=True):
+            start = time.perf_counter()
+            function()
+            taken += [time.perf_counter() - start] * (number > 0)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def scene_figures(
+    model: str, folder: Path, quick: bool, dtype: str, steps: list[int], scenes: list[str], ground: str | None
+) -> dict:
+    """All of the above.
+
+    Args:
+        model: of display values in one band.
+        folder: for scenes and outputs.
+        quick: small scenes, a smoke test.
+        dtype: precision.
+        steps: numbers of steps for seams and differences.
+        scenes: further scenes whose peak memory is measured.
+        ground: a display image for the scenes, instead of a generated one.
+    """
+    pipe, figures = load_pipeline(model, dtype=dtype), {}
+    image = generated_ground(1536 if ground is None and not quick else 1024) if ground is None else None
+    if image is None:
+        with rasterio.open(ground) as raster:
+            image = np.maximum(raster.read(1), 1)
+    sides = (256, 512) if quick else (2000, 10_000)
+    paths = [write_scene(folder / f"{side}.tif", image, side) for side in sides]
+    for path in [*paths, *map(Path, scenes)]:
+        figures[f"peak_memory_mb_{path.stem}"] = peak_memory(model, path, folder / "memory", dtype)
+    speed = paths[0]
+    figures |= scene_speed(speed, folder / "speed", pipe, 1 if quick else 5, confidence=pipe.predicts_variance)
+    picture = np.tile(image, (2, 2))[:1536, :1536]
+    for count in steps:
+        figures |= seams(picture, pipe, count) | differences(picture, pipe, count)
+    return figures
