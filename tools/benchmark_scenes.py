@@ -1,9 +1,14 @@
-"""Whole scenes: memory, seams, what tiles, batches and cuts change, and speed. Run by `tools/benchmark.py`."""
+"""Whole scenes: memory, seams, what tiles, batches and cuts change, and speed.
+
+Part of `tools/benchmark.py`, on random weights; by itself on any model of display values in one band:
+python tools/benchmark_scenes.py --model MODEL [--steps [1,50]] [--ground IMAGE.tif] [--scenes [SCENE.tif, ...]]
+"""
 
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import rasterio
 import torch
+from jsonargparse import auto_cli
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 
 from c_diffset.data.synthetic import make_pair
-from c_diffset.loading import load_pipeline
+from c_diffset.loading import Precision, load_pipeline
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.scenes.canvas import ArraySource, scene_grid, translate_windows
 from c_diffset.scenes.scene import SceneOptions, translate_scene
@@ -150,31 +156,54 @@ def alternate(first: Callable, second: Callable, rounds: int) -> tuple[float, fl
 
 
 def scene_figures(
-    model: str, folder: Path, quick: bool, dtype: str, steps: list[int], scenes: list[str], ground: str | None
+    model: str,
+    folder: Path,
+    steps: list[int],
+    dtype: Precision = "float32",
+    ground: str | None = None,
+    scenes: list[str] | None = None,
+    quick: bool = False,
 ) -> dict:
-    """All of the above.
-
-    Args:
-        model: of display values in one band.
-        folder: for scenes and outputs.
-        quick: small scenes, a smoke test.
-        dtype: precision.
-        steps: numbers of steps for seams and differences.
-        scenes: further scenes whose peak memory is measured.
-        ground: a display image for the scenes, instead of a generated one.
-    """
+    """All of the above; arguments as for `benchmark_scenes`, and a folder for scenes and outputs."""
     pipe, figures = load_pipeline(model, dtype=dtype), {}
-    image = generated_ground(1536 if ground is None and not quick else 1024) if ground is None else None
-    if image is None:
+    if ground is None:
+        image = generated_ground(1024)
+    else:
         with rasterio.open(ground) as raster:
             image = np.maximum(raster.read(1), 1)
     sides = (256, 512) if quick else (2000, 10_000)
     paths = [write_scene(folder / f"{side}.tif", image, side) for side in sides]
-    for path in [*paths, *map(Path, scenes)]:
-        figures[f"peak_memory_mb_{path.stem}"] = peak_memory(model, path, folder / "memory", dtype)
-    speed = paths[0]
-    figures |= scene_speed(speed, folder / "speed", pipe, 1 if quick else 5, confidence=pipe.predicts_variance)
+    for path in [*paths, *map(Path, scenes or [])]:
+        figures[f"scene_peak_memory_mb_{path.stem}"] = peak_memory(model, path, folder / "memory", dtype)
+    figures |= scene_speed(paths[0], folder / "speed", pipe, 1 if quick else 5, confidence=False)
     picture = np.tile(image, (2, 2))[:1536, :1536]
     for count in steps:
         figures |= seams(picture, pipe, count) | differences(picture, pipe, count)
     return figures
+
+
+def benchmark_scenes(
+    model: str,
+    steps: list[int] = [1],  # noqa: B006, what the command line shows
+    dtype: Precision = "float32",
+    ground: str | None = None,
+    scenes: list[str] | None = None,
+    quick: bool = False,
+) -> None:
+    """Print a table.
+
+    Args:
+        model: folder or Hub id of a model of display values in one band.
+        steps: numbers of steps for seams and differences; memory and speed are those of one step.
+        dtype: precision.
+        ground: a display image that the scenes are made of, instead of generated ones.
+        scenes: further scenes whose peak memory is measured.
+        quick: small scenes, a smoke test.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        for key, value in scene_figures(model, Path(name), steps, dtype, ground, scenes, quick).items():
+            print(f"{key:<42} {value:.4g}")
+
+
+if __name__ == "__main__":
+    auto_cli(benchmark_scenes)

@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import PIL.Image
+import torch
 from accelerate import Accelerator
 from huggingface_hub import try_to_load_from_cache
 from tqdm.auto import tqdm
@@ -57,6 +58,7 @@ def translate(
     tile_size: int | None = None,
     overlap: int = 64,
     stac: bool = False,
+    threads: int | None = None,
 ) -> Translation:
     """Translate SAR images (PNG, JPEG) and scenes (GeoTIFF, Sentinel-1 GRD in SAFE) to EO images of the same names.
 
@@ -85,6 +87,8 @@ def translate(
         tile_size: of scenes, in pixels; what the model was trained at, or 512, when not given.
         overlap: pixels that neighbouring tiles share at least.
         stac: also write NAME.json, a STAC item, for scenes.
+        threads: of each process on a CPU, by default its share of the cores. One process and many write the same bytes
+            where this is the same; otherwise sums are rounded in another order.
 
     Returns:
         What was written, skipped, and failed with which error: an input that cannot be read does not stop the others.
@@ -104,6 +108,8 @@ def translate(
     pipe = load_pipeline(model, revision, device or str(state.device), dtype, vae)
     if pipe.device.type == "cpu":
         use_whole_cpu(team.size)
+        if threads is not None:
+            torch.set_num_threads(threads)
     if confidence and not pipe.predicts_variance:
         raise ValueError(f"model {model} predicts no confidence: its UNet has no variance channel")
     options = SceneOptions(

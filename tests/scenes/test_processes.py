@@ -13,7 +13,7 @@ import pytest
 from tests.scenes.test_scene import UTM, display, write_scene
 
 ACCELERATE = str(Path(sys.executable).parent / "accelerate")
-OPTIONS = ["--num_inference_steps", "2", "--tile_size", "64", "--overlap", "16", "--confidence"]
+OPTIONS = ["--num_inference_steps", "2", "--tile_size", "64", "--overlap", "16", "--confidence", "--threads", "1"]
 
 
 @pytest.fixture
