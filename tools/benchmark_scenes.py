@@ -1,7 +1,7 @@
 """Whole scenes: memory, seams, what tiles, batches and cuts change, and speed.
 
 Part of `tools/benchmark.py`, on random weights; by itself on any model of display values in one band:
-python tools/benchmark_scenes.py --model MODEL [--steps [1,50]] [--ground IMAGE.tif] [--scenes [SCENE.tif, ...]]
+python tools/benchmark_scenes.py MODEL [--steps [1,50]] [--ground IMAGE.tif] [--scenes [SCENE.tif, ...]]
 """
 
 import os
@@ -109,8 +109,6 @@ def differences(ground: np.ndarray, pipe: CDiffSETPipeline, steps: int) -> dict:
     }
     cut = np.abs(translated(ground[8:, 8:], pipe, steps, origin=(8, 8)) - whole[8:, 8:])
     figures = {f"levels_changed_by_{name}_{steps}_steps": float(np.abs(x - whole).mean()) for name, x in apart.items()}
-        f"levels_changed_by_{name}_{steps}_steps": float(np.abs(eo - whole).mean()) for name, eo in apart.items()
-    }
     return figures | {
         f"levels_changed_by_cut_{steps}_steps": float(cut.mean()),
         f"levels_changed_by_cut_inside_{steps}_steps": float(cut[inner, inner].max()),
@@ -121,16 +119,17 @@ def scene_speed(scene: Path, folder: Path, pipe: CDiffSETPipeline, rounds: int, 
     """Pixels a second of a whole translation, files included, over those of the bare model on tiles at hand."""
     with rasterio.open(scene) as raster:
         source = ArraySource(raster.read(1), pipe.config.sar_transform)
-    tiles, batch = len(scene_grid(pipe, source, TILE, OVERLAP).boxes), 4
+    boxes = scene_grid(pipe, source, TILE, OVERLAP).scaled(pipe.vae_scale_factor).boxes
+    seen = sum(height * width for height, width in (box.size for box in boxes))  # pixels of all tiles
+    rounds_of_bare, batch = -(-seen // (4 * TILE**2)), 4
     sar = torch.rand(batch, pipe.vae.config.in_channels if pipe.vae else 1, TILE, TILE) * 2 - 1
     noise = torch.randn(batch, pipe.eo_channels, *(TILE // pipe.vae_scale_factor,) * 2)
 
     @torch.no_grad()
     def bare() -> None:
-        for start in range(0, tiles, batch):
-            count = min(batch, tiles - start)
-            latents = pipe.encode(sar[:count]).float()
-            pipe.decode(pipe.predict(latents, noise[:count], torch.tensor(999), pipe.prompt_kwargs(count))[0])
+        for _ in range(rounds_of_bare):
+            latents = pipe.encode(sar).float()
+            pipe.decode(pipe.predict(latents, noise, torch.tensor(999), pipe.prompt_kwargs(batch))[0])
 
     def whole() -> None:
         translate_scene(scene, pipe, folder, SceneOptions(1, tile_size=TILE, overlap=OVERLAP), confidence=confidence)
@@ -139,8 +138,8 @@ def scene_speed(scene: Path, folder: Path, pipe: CDiffSETPipeline, rounds: int, 
     pixels = source.size[0] * source.size[1]
     return {
         "scene_mpix_per_second": pixels / 1e6 / whole_time,
-        "scene_share_of_bare_model": bare_time / whole_time,
-        "scene_tile_pixels_over_pixels": tiles * TILE**2 / pixels,
+        "scene_share_of_bare_model": seen / whole_time / (rounds_of_bare * batch * TILE**2 / bare_time),
+        "scene_tile_pixels_over_pixels": seen / pixels,
     }
 
 
@@ -173,9 +172,10 @@ def scene_figures(
             image = np.maximum(raster.read(1), 1)
     sides = (256, 512) if quick else (2000, 10_000)
     paths = [write_scene(folder / f"{side}.tif", image, side) for side in sides]
+    speed = write_scene(folder / "speed.tif", image, 512 if quick else 4000)
     for path in [*paths, *map(Path, scenes or [])]:
         figures[f"scene_peak_memory_mb_{path.stem}"] = peak_memory(model, path, folder / "memory", dtype)
-    figures |= scene_speed(paths[0], folder / "speed", pipe, 1 if quick else 5, confidence=False)
+    figures |= scene_speed(speed, folder / "speed", pipe, 1 if quick else 5, confidence=False)
     picture = np.tile(image, (2, 2))[:1536, :1536]
     for count in steps:
         figures |= seams(picture, pipe, count) | differences(picture, pipe, count)
