@@ -14,6 +14,9 @@ _WHERE = {
     "write_pairs": "c_diffset.data.synthetic",
     "prepare": "c_diffset.data.layouts",
     "evaluate": "c_diffset.evaluation.report",
+    "SceneOptions": "c_diffset.scenes.scene",
+    "translate_scene": "c_diffset.scenes.scene",
+    "translate_windows": "c_diffset.scenes.canvas",
 }
 __all__ = sorted(_WHERE)
 

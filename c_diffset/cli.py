@@ -12,7 +12,7 @@ COMMANDS = {
     "prepare": ("c_diffset.data.layouts:prepare", "bring a data set into the standard form"),
     "finetune": ("c_diffset.training.finetune:finetune", "fine-tune a model, on one process"),
     "distill": ("c_diffset.training.distill:distill", "distil a model into a student of few steps, on one process"),
-    "translate": ("c_diffset.scenes.translate:translate", "translate SAR images to EO images"),
+    "translate": ("c_diffset.scenes.translate:translate", "translate SAR images and whole scenes to EO"),
     "evaluate": ("c_diffset.evaluation.report:evaluate", "measure a model on a split: metrics, floors, pictures"),
 }
 CONFIGURED = ("finetune", "distill")  # commands that read --config FILE.yaml
@@ -23,7 +23,17 @@ ARGUMENTS = {
         "source": {"help": "the data set's folder; a file for csv"},
         "out": {"help": "a new folder for the standard form"},
     },
-    "translate": {"inputs": {"nargs": "+", "metavar": "INPUT", "help": "files, folders and glob patterns"}},
+    "translate": {
+        "inputs": {
+            "nargs": "+",
+            "metavar": "INPUT",
+            "help": "images, GeoTIFF, SAFE folders; folders of them, glob patterns, lists (.txt), STAC items (.json)",
+        },
+        "--bands": {
+            "nargs": "+",
+            "help": "polarisations (VV VH HH HV) or numbers of a scene's bands, as the model has them",
+        },
+    },
     "evaluate": {"--model": {"required": True, "help": "folder or Hub id of the model"}},
 }
 HELP = f"""usage: c-diffset COMMAND [OPTION ...]

@@ -61,27 +61,27 @@ class SceneWindow:
 
 
 class ArraySource:
-    """A scene in memory: anything with the array interface (numpy, xarray), H x W or H x W x bands.
+    """A scene that is at hand as an array, H x W or H x W x bands.
 
     Args:
-        image: display values or backscatter, as the model's `sar_transform` says.
+        image: display values or backscatter, as the model's `sar_transform` says; anything with a shape whose windows
+            `numpy.asarray` takes (numpy, memory maps, xarray, zarr): it is read window by window.
         sar_transform: of the model, see `sar_to_tensor`.
         valid: bool H x W; by default where every band is finite, and not 0 in linear units.
         origin: row and column of its first pixel on the ground.
     """
 
     def __init__(self, image, sar_transform: dict, valid=None, origin: tuple[int, int] = (0, 0)):
-        self.image, self.sar_transform, self.origin = np.asarray(image), sar_transform, origin
-        self.size = self.image.shape[:2]
-        self.valid = None if valid is None else np.asarray(valid, bool)
-        if self.valid is not None and self.valid.shape != self.size:
-            raise ValueError(f"valid has shape {self.valid.shape}, expected that of the image, {self.size}")
+        self.image, self.valid, self.sar_transform, self.origin = image, valid, sar_transform, origin
+        self.size = tuple(image.shape[:2])
+        if valid is not None and tuple(valid.shape) != self.size:
+            raise ValueError(f"valid has shape {tuple(valid.shape)}, expected that of the image, {self.size}")
 
     def read(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
         """As `Source.read`."""
         window = box.slices()[1:]
-        valid = None if self.valid is None else self.valid[window]
-        return to_model(self.image[window], valid, self.sar_transform)
+        valid = None if self.valid is None else np.asarray(self.valid[window], bool)
+        return to_model(np.asarray(self.image[window]), valid, self.sar_transform)
 
 
 def to_model(image: np.ndarray, valid: np.ndarray | None, sar_transform: dict) -> tuple[np.ndarray, np.ndarray]:
@@ -141,6 +141,17 @@ def noise_generator(seed: int, step: int, block: tuple[int, int]) -> torch.Gener
     """The generator of the noise of one block on the ground: starting noise is step 0, re-noising after it 1, 2, ..."""
     words = np.random.SeedSequence([seed, step, *(number % 2**32 for number in block)]).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
+
+
+def tile_sides(pipe: CDiffSETPipeline, tile_size: int | None = None, overlap: int | None = None) -> tuple[int, int]:
+    """Side of a tile and overlap in pixels: as given, or the side that the model was trained at and 64."""
+    multiple, trained = pipe.size_multiple, pipe.unet.config.sample_size
+    if tile_size is None:
+        pixels = trained * pipe.vae_scale_factor if isinstance(trained, int) else 512
+        tile_size = max(1, pixels // multiple) * multiple
+    if overlap is None:
+        overlap = min(64, tile_size // 4) // multiple * multiple
+    return tile_size, overlap
 
 
 def scene_grid(pipe: CDiffSETPipeline, source: Source, tile_size: int, overlap: int) -> TileGrid:
@@ -371,21 +382,22 @@ def translate_windows(
     origin: tuple[int, int] = (0, 0),
     num_inference_steps: int | None = None,
     seed: int = 0,
-    tile_size: int = 512,
-    overlap: int = 64,
+    tile_size: int | None = None,
+    overlap: int | None = None,
     batch_size: int = 4,
     folder: Path | None = None,
 ) -> Iterator[SceneWindow]:
     """Translate a scene that is at hand as an array of any size, window by window.
 
     Args:
-        image: H x W or H x W x bands with the array interface (numpy, xarray, memory map), in the model's units.
+        image: H x W or H x W x bands, in the model's units: numpy, or what is read window by window (memory maps,
+            xarray, zarr), see `ArraySource`.
         pipe: the model.
         valid: bool H x W; by default where every band is finite, and not 0 in linear units.
         origin: row and column of the first pixel on the ground: the same ground gets the same noise.
         num_inference_steps: the model's own number when None.
         seed: of the noise field.
-        tile_size, overlap: in pixels, multiples of `pipe.size_multiple`.
+        tile_size, overlap: in pixels, multiples of `pipe.size_multiple`; see `tile_sides`.
         batch_size: tiles that the model sees together.
         folder: for what outgrows the memory; None keeps everything in memory.
 
@@ -395,7 +407,7 @@ def translate_windows(
     source = ArraySource(image, pipe.config.sar_transform, valid, origin)
     steps = pipe.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
     check_scene_model(pipe, steps)
-    grid = scene_grid(pipe, source, tile_size, overlap)
+    grid = scene_grid(pipe, source, *tile_sides(pipe, tile_size, overlap))
     canvas = SceneCanvas(source, pipe, steps, seed, grid, batch_size, Team(), folder, lambda passes: None)
     canvas.run()
     yield from canvas.windows()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from c_diffset import __version__
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
-from c_diffset.scenes.canvas import SceneCanvas, check_scene_model, scene_grid
+from c_diffset.scenes.canvas import SceneCanvas, check_scene_model, scene_grid, tile_sides
 from c_diffset.scenes.cog import CogWriter
 from c_diffset.scenes.inputs import Outputs, plan_outputs
 from c_diffset.scenes.raster import SarRaster, gdal, open_raster
@@ -29,7 +29,8 @@ class SceneOptions:
         num_inference_steps: the model's own number when None.
         seed: of the noise field, which depends on this and on the position on the ground alone.
         tile_size: pixels along a side of what the model sees at once; the size it was trained at, or 512, when None.
-        overlap: pixels that neighbouring tiles share at least, where they are blended.
+        overlap: pixels that neighbouring tiles share at least, where they are blended; 64, or less in small tiles, when
+            None.
         batch_size: tiles that the model sees together.
         units: "display", "db", "power" or "amplitude"; detected where certain when None.
         bands: names or numbers from 1 of the scene's bands, in the model's order; chosen by their names when None.
@@ -41,7 +42,7 @@ class SceneOptions:
     num_inference_steps: int | None = None
     seed: int = 0
     tile_size: int | None = None
-    overlap: int = 64
+    overlap: int | None = None
     batch_size: int = 4
     units: str | None = None
     bands: list[str] | None = None
@@ -135,27 +136,23 @@ def _canvas(
     steps = options.num_inference_steps
     steps = pipe.config.default_num_inference_steps if steps is None else steps
     check_scene_model(pipe, steps)
-    grid = scene_grid(pipe, raster, tile_size_of(pipe, options.tile_size), options.overlap)
+    grid = scene_grid(pipe, raster, *tile_sides(pipe, options.tile_size, options.overlap))
     pixels = raster.size[0] * raster.size[1] / (len(grid.boxes) * (steps + 2))  # that one of a tile's passes stands for
     return SceneCanvas(
         raster, pipe, steps, options.seed, grid, options.batch_size, team, folder, lambda n: progress(n * pixels)
     )
 
 
-def tile_size_of(pipe: CDiffSETPipeline, asked: int | None) -> int:
-    """The tile size in pixels: as asked, or what the model was trained at, or 512."""
-    trained = pipe.unet.config.sample_size
-    return asked or (trained * pipe.vae_scale_factor if isinstance(trained, int) else 512)
-
-
 def settings_of(pipe: CDiffSETPipeline, options: SceneOptions, model: dict) -> dict:
     """What decides an output, for its tags and the manifest."""
     steps = options.num_inference_steps
+    tile_size, overlap = tile_sides(pipe, options.tile_size, options.overlap)
     return asdict(options) | {
         **model,
         "software": f"c_diffset {__version__}",
         "num_inference_steps": pipe.config.default_num_inference_steps if steps is None else steps,
-        "tile_size": tile_size_of(pipe, options.tile_size),
+        "tile_size": tile_size,
+        "overlap": overlap,
         "scheduler": type(pipe.scheduler).__name__,
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
     }

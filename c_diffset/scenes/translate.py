@@ -56,7 +56,7 @@ def translate(
     crs: str | None = None,
     resolution: float | None = None,
     tile_size: int | None = None,
-    overlap: int = 64,
+    overlap: int | None = None,
     stac: bool = False,
     threads: int | None = None,
 ) -> Translation:
@@ -85,7 +85,7 @@ def translate(
         crs: warp scenes to this coordinate system first, such as EPSG:32631.
         resolution: pixel size after warping, in units of the coordinate system.
         tile_size: of scenes, in pixels; what the model was trained at, or 512, when not given.
-        overlap: pixels that neighbouring tiles share at least.
+        overlap: pixels that neighbouring tiles share at least; 64, or less in small tiles, when not given.
         stac: also write NAME.json, a STAC item, for scenes.
         threads: of each process on a CPU, by default its share of the cores. One process and many write the same bytes
             where this is the same; otherwise sums are rounded in another order.

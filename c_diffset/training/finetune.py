@@ -124,7 +124,10 @@ class Finetune(PairsTask):
 def finetune(config: FinetuneConfig) -> Path:
     """Fine-tune as `config` says; returns the folder of the finished pipeline."""
     accelerator = make_accelerator(config)
-    task = Finetune(config, build_pipeline(config.model), config.model.lora_rank)
+    pipe = build_pipeline(config.model)
+    if pipe.unet.config.sample_size is None:  # scenes are translated in tiles of what the model was trained at
+        pipe.unet.register_to_config(sample_size=config.data.crop_size // pipe.vae_scale_factor)
+    task = Finetune(config, pipe, config.model.lora_rank)
     return train(task, config, accelerator)
 
 

@@ -15,6 +15,7 @@ from c_diffset.scenes.canvas import (
     fill_invalid,
     noise_generator,
     scene_grid,
+    tile_sides,
     translate_windows,
 )
 from c_diffset.scenes.team import Team
@@ -120,6 +121,27 @@ def test_what_lies_under_the_mask_changes_nothing(make_pipe):
         np.testing.assert_array_equal(confidence, results[0][1])
 
 
+def test_arrays_that_are_not_in_memory_are_read_by_windows(make_pipe, tmp_path):
+    class Lazy:
+        """What xarray and zarr have in common."""
+
+        shape = (70, 90)
+        windows = []
+
+        def __getitem__(self, window):
+            self.windows.append(window)
+            return memoryview(np.ascontiguousarray(image[window]))
+
+    pipe, image, lazy = make_pipe("tiny"), scene(70, 90), Lazy()
+    options = {"num_inference_steps": 1, "tile_size": 32, "overlap": 8}
+    np.testing.assert_array_equal(put_together(lazy, pipe, **options)[0], put_together(image, pipe, **options)[0])
+    tiles = [window for window in lazy.windows if window != (slice(0, 70), slice(0, 90))]  # the last: what comes out
+    assert all(side.stop - side.start <= 32 for window in tiles for side in window)
+    mapped = np.memmap(tmp_path / "scene.bin", np.uint8, "w+", shape=(70, 90))
+    mapped[:] = image
+    np.testing.assert_array_equal(put_together(mapped, pipe, **options)[0], put_together(image, pipe, **options)[0])
+
+
 def test_zero_power_and_nan_are_no_data(make_pipe):
     pipe = make_pipe("tiny", sar_transform={"units": "power", "range": [-30.0, 0.0], "channels": [0, 1, "0-1"]})
     power = np.random.default_rng(0).gamma(4, 0.05, (40, 40, 2)).astype(np.float32)
@@ -196,6 +218,13 @@ def test_mirrored_filling():
     filled = fill_invalid(sar, valid)
     np.testing.assert_array_equal(filled[..., :4], sar[..., :4])
     np.testing.assert_array_equal(filled[..., 4:], sar[..., [2, 1]])
+
+
+def test_tiles_are_of_the_size_that_the_model_was_trained_at(make_pipe):
+    pipe = make_pipe("tiny")
+    assert tile_sides(pipe) == (512, 64) and tile_sides(pipe, 64) == (64, 16) and tile_sides(pipe, 32, 4) == (32, 4)
+    pipe.unet.register_to_config(sample_size=49)  # latent pixels
+    assert tile_sides(pipe) == (96, 24)
 
 
 def test_what_does_not_fit_is_refused(make_pipe):
