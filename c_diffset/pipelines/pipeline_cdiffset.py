@@ -49,12 +49,19 @@ class CDiffSETPipelineOutput(BaseOutput):
         confidence: B x H x W in (0, 1], comparable between images; None if the UNet predicts no variance.
         variance: B x h x w, predicted variance of the clean latent, in latent units squared; None likewise.
         latents: B x C x h x w, the final latents (the EO image in [-1, 1] in pixel space), padding included.
+        expected_error: B x H x W, expected absolute error of a pixel in 8-bit levels, mean over r, g, b; None without
+            a calibration for this number of steps (`c-diffset calibrate`).
+        error_probability: B x H x W, that this error exceeds `config.calibration["threshold"]`; None likewise.
+        spread: B x H x W, standard deviation over the ensemble in 8-bit levels, mean over r, g, b; None without one.
     """
 
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
     confidence: np.ndarray | torch.Tensor | None
     variance: np.ndarray | torch.Tensor | None
     latents: torch.Tensor
+    expected_error: np.ndarray | torch.Tensor | None = None
+    error_probability: np.ndarray | torch.Tensor | None = None
+    spread: np.ndarray | torch.Tensor | None = None
 
 
 def raw_to_variance(raw: torch.Tensor) -> torch.Tensor:
@@ -74,6 +81,34 @@ def clean_variance(variance: torch.Tensor, abar: torch.Tensor, prediction_type: 
 def variance_to_confidence(variance: torch.Tensor) -> torch.Tensor:
     """One fixed, decreasing map from variance in [0, inf) to confidence in (0, 1]."""
     return 1 / (1 + variance)
+
+
+def apply_calibration(confidence: torch.Tensor, knots: dict, name: str) -> torch.Tensor:
+    """Confidence (any shape) to "expected_error" or "probability", linear between the knots in variance."""
+    known, values = (torch.tensor(knots[key], device=confidence.device) for key in ("variance", name))
+    variance = (1 / confidence - 1).clamp(known[0], known[-1])
+    after = torch.searchsorted(known, variance).clamp(1, len(known) - 1)
+    share = (variance - known[after - 1]) / (known[after] - known[after - 1])
+    return values[after - 1] + share * (values[after] - values[after - 1])
+
+
+def check_calibration(calibration: dict) -> dict:
+    """The calibration, as `c-diffset calibrate` writes it: `threshold` (8-bit levels) and, for each number of steps in
+    `steps`, the knots of `apply_calibration`.
+
+    Raises:
+        ValueError: it has another form, or knots that do not rise.
+    """
+    try:
+        assert calibration["threshold"] >= 0
+        for knots in calibration["steps"].values():
+            known, *maps = (np.array(knots[name], float) for name in ("variance", "expected_error", "probability"))
+            assert len(known) >= 2 and known[0] >= 0 and (np.diff(known) > 0).all()
+            for values in maps:
+                assert values.shape == known.shape and np.isfinite(values).all() and (np.diff(values) >= 0).all()
+    except (AssertionError, KeyError, TypeError, ValueError, AttributeError):
+        raise ValueError("calibration: expected what `c-diffset calibrate` writes, with rising knots") from None
+    return calibration
 
 
 def check_sar_transform(sar_transform: dict) -> dict:
@@ -218,6 +253,7 @@ class CDiffSETPipeline(DiffusionPipeline):
         confidence_timestep: the variance is read at the step nearest to this training time.
         prediction_type: what the UNet was trained to predict; taken from the scheduler when None.
         prompt_embeds: the constant prompt's embedding, as `encode_prompt_embeds` writes it.
+        calibration: from variance to expected error, see `check_calibration`.
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -236,6 +272,7 @@ class CDiffSETPipeline(DiffusionPipeline):
         confidence_timestep: int = 500,
         prediction_type: str | None = None,
         prompt_embeds: dict | None = None,
+        calibration: dict | None = None,
     ):
         super().__init__()
         if vae is not None:
@@ -250,6 +287,7 @@ class CDiffSETPipeline(DiffusionPipeline):
             confidence_timestep=confidence_timestep,
             prediction_type=prediction_type or scheduler.config.prediction_type,
             prompt_embeds=prompt_embeds,
+            calibration=None if calibration is None else check_calibration(calibration),
         )
 
     @property
@@ -392,6 +430,7 @@ class CDiffSETPipeline(DiffusionPipeline):
         callback_on_step_end=None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006, the signature diffusers expects
         return_dict: bool = True,
+        ensemble_size: int = 1,
     ) -> CDiffSETPipelineOutput | tuple:
         """Translate one SAR image, or a batch of one size.
 
@@ -403,20 +442,37 @@ class CDiffSETPipeline(DiffusionPipeline):
             output_type: "pil", "np", "pt" or "latent".
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)`; may return {"latents": changed}.
             return_dict: False gives the tuple (images, confidence, variance, latents).
+            ensemble_size: samples of each image, one after the other: the output holds their mean image, mean variance
+                and its confidence, their `spread`, and the latents of the last; not with `latents`.
 
         Raises:
             ValueError: the input, the scheduler or an argument does not fit the model; the message says what does.
         """
         steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         self.check_inputs(steps, output_type, callback_on_step_end_tensor_inputs)
+        if ensemble_size < 1 or (ensemble_size > 1 and (latents is not None or output_type == "latent")):
+            raise ValueError(f"ensemble_size is {ensemble_size}: expected 1, or more without `latents` and 'latent'")
 
         sar = self.prepare_sar(sar)
         height, width = sar.shape[-2:]
         sar_latents = self.encode(self.pad(sar)).float()
-        shape = (len(sar), self.eo_channels, *sar_latents.shape[-2:])
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        samples = [self.denoise(sar_latents, steps, generator, latents, *callback) for _ in range(ensemble_size)]
+
+        output = self.postprocess(samples, height, width, steps, output_type)
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return output.images, output.confidence, output.variance, output.latents
+        return output
+
+    def denoise(
+        self, sar_latents: torch.Tensor, steps: int, generator, latents: torch.Tensor | None, callback, tensor_inputs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """One sample: the final latents B x C x h x w, and the variance B x h x w where the UNet predicts one."""
+        shape = (len(sar_latents), self.eo_channels, *sar_latents.shape[-2:])
         self.scheduler.set_timesteps(steps)  # on the CPU, where the scheduler's scalar arithmetic never waits for a GPU
         latents = self.prepare_latents(shape, generator, latents) * self.scheduler.init_noise_sigma
-        prompt = self.prompt_kwargs(len(sar))
+        prompt = self.prompt_kwargs(len(sar_latents))
 
         timesteps = self.scheduler.timesteps
         on_device = timesteps.to(latents.device)
@@ -429,39 +485,49 @@ class CDiffSETPipeline(DiffusionPipeline):
                     abar = self.scheduler.alphas_cumprod[t]
                     variance = clean_variance(raw_to_variance(raw), abar, self.config.prediction_type)
                 latents = self.scheduler.step(prediction, t, latents, generator=generator, return_dict=False)[0]
-                if callback_on_step_end is not None:
-                    tensors = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
-                    latents = (callback_on_step_end(self, i, t, tensors) or {}).get("latents", latents)
+                if callback is not None:
+                    tensors = {"latents": latents} if tensor_inputs else {}
+                    latents = (callback(self, i, t, tensors) or {}).get("latents", latents)
                 progress_bar.update()
-
-        output = self.postprocess(latents, variance, height, width, output_type)
-        self.maybe_free_model_hooks()
-        if not return_dict:
-            return output.images, output.confidence, output.variance, output.latents
-        return output
+        return latents, variance
 
     def postprocess(
-        self, latents: torch.Tensor, variance: torch.Tensor | None, height: int, width: int, output_type: str
+        self,
+        samples: list[tuple[torch.Tensor, torch.Tensor | None]],
+        height: int,
+        width: int,
+        steps: int,
+        output_type: str,
     ) -> CDiffSETPipelineOutput:
-        """Decode, bring confidence to pixels, crop the padding away, and convert to `output_type`."""
-        confidence = None
-        if variance is not None:
-            confidence = variance_to_confidence(variance)[:, None]
-            if self.vae_scale_factor > 1:
-                size = [side * self.vae_scale_factor for side in variance.shape[-2:]]
-                confidence = F.interpolate(confidence, size=size, mode="bilinear")
-            confidence = confidence[:, 0, :height, :width].cpu()
-            variance = variance.cpu()
-            if output_type != "pt":
-                confidence, variance = confidence.numpy(), variance.numpy()
-        if output_type == "latent":
-            return CDiffSETPipelineOutput(latents, confidence, variance, latents)
-        images = (self.decode(latents)[..., :height, :width].float() * 0.5 + 0.5).cpu()
-        if output_type != "pt":
+        """Decode, bring confidence to pixels, crop the padding away, average samples, convert to `output_type`."""
+        latents, maps, images = samples[-1][0], {}, samples[-1][0]
+        if samples[0][1] is not None:
+            variance = torch.stack([variance for _, variance in samples]).mean(dim=0)
+            confidence = self.to_pixels(variance_to_confidence(variance))[:, :height, :width]
+            maps = {"confidence": confidence, "variance": variance}
+            knots = (self.config.calibration or {"steps": {}})["steps"].get(str(steps))
+            if knots is not None:
+                maps["expected_error"] = apply_calibration(confidence, knots, "expected_error")
+                maps["error_probability"] = apply_calibration(confidence, knots, "probability")
+        if output_type != "latent":
+            decoded = [(self.decode(final)[..., :height, :width].float() * 0.5 + 0.5).cpu() for final, _ in samples]
+            images = torch.stack(decoded).mean(dim=0)
+            if len(decoded) > 1:
+                maps["spread"] = (torch.stack(decoded) * 255).std(dim=0).mean(dim=1)
+        maps = {name: values.cpu() if output_type == "pt" else values.cpu().numpy() for name, values in maps.items()}
+        if output_type in ("np", "pil"):
             images = images.permute(0, 2, 3, 1).numpy()
         if output_type == "pil":
             images = [PIL.Image.fromarray(image) for image in (images * 255).round().astype(np.uint8)]
-        return CDiffSETPipelineOutput(images, confidence, variance, latents)
+        maps = {"confidence": None, "variance": None} | maps
+        return CDiffSETPipelineOutput(images=images, latents=latents, **maps)
+
+    def to_pixels(self, values: torch.Tensor) -> torch.Tensor:
+        """Latent pixels B x h x w to image pixels B x H x W, linear between them."""
+        if self.vae_scale_factor == 1:
+            return values
+        size = [side * self.vae_scale_factor for side in values.shape[-2:]]
+        return F.interpolate(values[:, None], size=size, mode="bilinear")[:, 0]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "CDiffSETPipeline":

@@ -15,7 +15,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
 
 from c_diffset.pipelines.pipeline_cdiffset import (
@@ -368,10 +367,8 @@ class SceneCanvas:
         )
         inside = around.common(Box(0, 0, height, width))
         variance = self.grid.blend(inside, self.active, self.stores["variance"].__getitem__)
-        confidence = variance_to_confidence(torch.from_numpy(variance))[None]
-        if factor > 1:
-            confidence = F.interpolate(confidence, scale_factor=factor, mode="bilinear")
-        return confidence[0, 0].numpy()[box.slices(inside.top * factor, inside.left * factor)]
+        confidence = self.pipe.to_pixels(variance_to_confidence(torch.from_numpy(variance)))[0].numpy()
+        return confidence[box.slices(inside.top * factor, inside.left * factor)]
 
 
 def translate_windows(

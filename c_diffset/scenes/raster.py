@@ -25,7 +25,7 @@ from c_diffset.scenes.speckle import HALO, refined_lee
 
 UNITS = ("display", "db", "power", "amplitude")
 POLARISATION = re.compile(r"(?<![A-Z])(VV|VH|HH|HV)(?![A-Z])")
-CACHE_MB = 64  # of GDAL's blocks: the default is a twentieth of the machine's memory
+CACHE_MB = 32  # of GDAL's blocks: the default is a twentieth of the machine's memory
 LOWEST = {"db": -90, "power": -1, "amplitude": 0}  # nothing measures so little: such values stand for missing ones
 DARKEST = 1e-10  # power that noise removal left at or below zero
 SAMPLES = 8  # windows along each axis that units are detected in
