@@ -13,6 +13,7 @@ COMMANDS = {
     "finetune": ("c_diffset.training.finetune:finetune", "fine-tune a model, on one process"),
     "distill": ("c_diffset.training.distill:distill", "distil a model into a student of few steps, on one process"),
     "translate": ("c_diffset.scenes.translate:translate", "translate SAR images and whole scenes to EO"),
+    "calibrate": ("c_diffset.evaluation.calibrate:calibrate", "measure what error the model's variance stands for"),
     "evaluate": ("c_diffset.evaluation.report:evaluate", "measure a model on a split: metrics, floors, pictures"),
 }
 CONFIGURED = ("finetune", "distill")  # commands that read --config FILE.yaml
@@ -33,6 +34,9 @@ ARGUMENTS = {
             "nargs": "+",
             "help": "polarisations (VV VH HH HV) or numbers of a scene's bands, as the model has them",
         },
+    },
+    "calibrate": {
+        "--num_inference_steps": {"nargs": "+", "type": int, "help": "each calibrated by itself; else the model's"},
     },
     "evaluate": {"--model": {"required": True, "help": "folder or Hub id of the model"}},
 }

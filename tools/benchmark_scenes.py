@@ -20,7 +20,7 @@ from jsonargparse import auto_cli
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 
-from c_diffset.data.synthetic import make_pair
+from c_diffset.data.synthetic import make_pair, to_display
 from c_diffset.loading import Precision, load_pipeline
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.scenes.canvas import ArraySource, scene_grid, translate_windows
@@ -45,8 +45,8 @@ def write_scene(path: Path, ground: np.ndarray, side: int) -> Path:
 
 def generated_ground(side: int) -> np.ndarray:
     """Generated SAR of side x side px in scenes of 256 px, uint8 display values."""
-    rows = [[make_pair(seed=i * 100 + j, size=256).sar for j in range(side // 256)] for i in range(side // 256)]
-    return np.block(rows).astype(np.uint8)
+    rows = [[make_pair(i * 100 + j, 256).sar for j in range(side // 256)] for i in range(side // 256)]
+    return np.maximum(to_display(np.block(rows)), 1)
 
 
 def peak_memory(model: str, scene: Path, output: Path, dtype: str) -> float:

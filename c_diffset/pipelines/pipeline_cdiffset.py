@@ -505,7 +505,7 @@ class CDiffSETPipeline(DiffusionPipeline):
             variance = torch.stack([variance for _, variance in samples]).mean(dim=0)
             confidence = self.to_pixels(variance_to_confidence(variance))[:, :height, :width]
             maps = {"confidence": confidence, "variance": variance}
-            knots = (self.config.calibration or {"steps": {}})["steps"].get(str(steps))
+            knots = self.calibration_knots(steps)
             if knots is not None:
                 maps["expected_error"] = apply_calibration(confidence, knots, "expected_error")
                 maps["error_probability"] = apply_calibration(confidence, knots, "probability")
@@ -521,6 +521,10 @@ class CDiffSETPipeline(DiffusionPipeline):
             images = [PIL.Image.fromarray(image) for image in (images * 255).round().astype(np.uint8)]
         maps = {"confidence": None, "variance": None} | maps
         return CDiffSETPipelineOutput(images=images, latents=latents, **maps)
+
+    def calibration_knots(self, steps: int) -> dict | None:
+        """The knots for `apply_calibration` at this number of steps; None where there are none."""
+        return None if self.config.calibration is None else self.config.calibration["steps"].get(str(steps))
 
     def to_pixels(self, values: torch.Tensor) -> torch.Tensor:
         """Latent pixels B x h x w to image pixels B x H x W, linear between them."""

@@ -19,6 +19,7 @@ from scipy.ndimage import distance_transform_edt
 
 from c_diffset.pipelines.pipeline_cdiffset import (
     CDiffSETPipeline,
+    apply_calibration,
     clean_variance,
     raw_to_variance,
     sar_to_tensor,
@@ -51,12 +52,14 @@ class SceneWindow:
         eo: uint8 H x W x 3; black where not valid.
         confidence: float32 H x W in (0, 1]; NaN where not valid; None if the model predicts no variance.
         valid: bool H x W.
+        expected_error: float32 H x W, 8-bit levels; None without a calibration for the number of steps.
     """
 
     box: Box
     eo: np.ndarray
     confidence: np.ndarray | None
     valid: np.ndarray
+    expected_error: np.ndarray | None = None
 
 
 class ArraySource:
@@ -201,7 +204,7 @@ class SceneCanvas:
     ):
         self.source, self.pipe, self.steps, self.seed = source, pipe, steps, seed
         self.grid, self.batch_size, self.team, self.progress = grid, batch_size, team, progress
-        self.factor = pipe.vae_scale_factor
+        self.factor, self.knots = pipe.vae_scale_factor, pipe.calibration_knots(steps)
         self.pixels = grid.scaled(self.factor)  # the same tiles in image pixels
         # the scene's first pixel on the canvas
         self.offset = tuple(p - o * self.factor for p, o in zip(source.origin, grid.origin, strict=True))
@@ -349,17 +352,22 @@ class SceneCanvas:
 
     def _window(self, box: Box) -> SceneWindow:
         valid = self.source.read(box)[1]
-        if not valid.any():
-            nothing = np.full(box.size, np.nan, np.float32) if self.pipe.predicts_variance else None
-            return SceneWindow(box, np.zeros((*box.size, 3), np.uint8), nothing, valid)
-        on_canvas, confidence = box.moved(*(-side for side in self.offset)), None
-        image = self.pixels.blend(on_canvas, self.active, self.stores["decoded"].__getitem__)
-        eo = np.moveaxis(np.rint(image, out=image).astype(np.uint8), 0, -1) * valid[..., None]
+        eo, maps = np.zeros((*box.size, 3), np.uint8), {}
         if self.pipe.predicts_variance:
-            confidence = np.where(valid, self._confidence(on_canvas), np.float32(np.nan))
-        return SceneWindow(box, eo, confidence, valid)
+            names = ["confidence", "expected_error"] if self.knots else ["confidence"]
+            maps = {name: np.full(box.size, np.nan, np.float32) for name in names}
+        if valid.any():
+            on_canvas = box.moved(*(-side for side in self.offset))
+            image = self.pixels.blend(on_canvas, self.active, self.stores["decoded"].__getitem__)
+            eo = np.moveaxis(np.rint(image, out=image).astype(np.uint8), 0, -1) * valid[..., None]
+            if maps:
+                confidence = self._confidence(on_canvas)
+                maps["confidence"][valid] = confidence[valid].numpy()
+            if self.knots:
+                maps["expected_error"][valid] = apply_calibration(confidence, self.knots, "expected_error")[valid]
+        return SceneWindow(box, eo, maps.get("confidence"), valid, maps.get("expected_error"))
 
-    def _confidence(self, box: Box) -> np.ndarray:
+    def _confidence(self, box: Box) -> torch.Tensor:
         """Confidence at the pixels of a rectangle: between latent pixels linear, as the pipeline has it."""
         factor, (height, width) = self.factor, self.grid.size
         around = Box(
@@ -367,7 +375,7 @@ class SceneCanvas:
         )
         inside = around.common(Box(0, 0, height, width))
         variance = self.grid.blend(inside, self.active, self.stores["variance"].__getitem__)
-        confidence = self.pipe.to_pixels(variance_to_confidence(torch.from_numpy(variance)))[0].numpy()
+        confidence = self.pipe.to_pixels(variance_to_confidence(torch.from_numpy(variance)))[0]
         return confidence[box.slices(inside.top * factor, inside.left * factor)]
 
 

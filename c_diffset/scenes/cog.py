@@ -31,24 +31,24 @@ class CogWriter:
         size: height and width.
         place: `crs`, `transform` or `gcps`, as `SarRaster.place` gives them.
         tags: of the file.
-        band: description of a map's one band; None for an RGB image.
+        bands: names of a map's bands; none for an RGB image.
     """
 
-    def __init__(self, target: Path, folder: Path, size: tuple, place: dict, tags: dict, band: str | None = None):
-        self.target, self.band = target, band
+    def __init__(self, target: Path, folder: Path, size: tuple, place: dict, tags: dict, *bands: str):
+        self.target, self.bands = target, bands
         self.plain, self.partial = folder / f"{target.name}.plain", folder / f"{target.name}.partial"
-        kind = {"count": 1, "dtype": "float32", "nodata": np.nan} if band else {"count": 3, "dtype": "uint8"}
+        kind = {"count": len(bands), "dtype": "float32", "nodata": np.nan} if bands else {"count": 3, "dtype": "uint8"}
         layout = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "BIGTIFF": "IF_SAFER", "SPARSE_OK": True}
-        colour = {} if band else {"photometric": "RGB"}
+        colour = {} if bands else {"photometric": "RGB"}
         with gdal():
             self.raster = open_raster(
                 self.plain, "w", height=size[0], width=size[1], **kind, **layout, **colour, **place
             )
             self.raster.update_tags(**tags, TIFFTAG_IMAGEDESCRIPTION=SYNTHETIC)
-            self.raster.descriptions = (band,) if band else ("red", "green", "blue")
+            self.raster.descriptions = bands or ("red", "green", "blue")
 
     def write(self, box: Box, values: np.ndarray, valid: np.ndarray) -> None:
-        """A window: uint8 H x W x 3, or float32 H x W; windows without a valid pixel leave a hole in the file.
+        """A window: uint8 H x W x 3, or float32 bands x H x W; windows without a valid pixel leave a hole in the file.
 
         Raises:
             OSError: the disk is full.
@@ -56,8 +56,8 @@ class CogWriter:
         window = Window(box.left, box.top, box.size[1], box.size[0])
         with self._writing():
             if valid.any():
-                self.raster.write(values[None] if self.band else np.moveaxis(values, -1, 0), window=window)
-            if not self.band:
+                self.raster.write(values if self.bands else np.moveaxis(values, -1, 0), window=window)
+            if not self.bands:
                 self.raster.write_mask(valid, window=window)
 
     def __enter__(self) -> "CogWriter":

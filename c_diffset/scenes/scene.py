@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from c_diffset import __version__
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.scenes.canvas import SceneCanvas, check_scene_model, scene_grid, tile_sides
@@ -69,7 +71,8 @@ def translate_scene(
         output: folder of what comes out: NAME.tif, an RGB uint8 COG of the scene's size and place on the ground with an
             internal mask, and NAME_confidence.tif, float32, NaN where the scene has no data.
         options: how the scene is read and translated.
-        confidence: also write the confidence, in (0, 1].
+        confidence: also write the confidence, in (0, 1]; with a calibrated model, the expected error in 8-bit levels as
+            a second band.
         stac: also write NAME.json, a STAC item.
         model: name and revision of the model for the tags; where it was loaded from by default.
 
@@ -189,13 +192,14 @@ def write_outputs(canvas: SceneCanvas, raster: SarRaster, outputs: Outputs, fold
     with ExitStack() as stack:
         eo = stack.enter_context(CogWriter(outputs.eo, folder, raster.size, place, tags))
         if outputs.confidence is not None:
-            band = CogWriter(outputs.confidence, folder, raster.size, place, tags, "confidence")
-            confidence = stack.enter_context(band)
+            names = ("confidence", "expected_error") if canvas.knots else ("confidence",)
+            trust = stack.enter_context(CogWriter(outputs.confidence, folder, raster.size, place, tags, *names))
         for window in canvas.windows():
             any_valid |= window.valid.any()
             eo.write(window.box, window.eo, window.valid)
             if outputs.confidence is not None:
-                confidence.write(window.box, window.confidence, window.valid)
+                maps = [window.confidence, window.expected_error] if canvas.knots else [window.confidence]
+                trust.write(window.box, np.stack(maps), window.valid)
     if not any_valid:
         warnings.warn(f"{raster.path} has no valid pixel: the image is all masked", stacklevel=2)
     if outputs.item is not None:

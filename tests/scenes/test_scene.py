@@ -98,6 +98,20 @@ def test_images_and_maps_are_cogs_on_the_pixels_of_the_scene(make_pipe, scene, t
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["scene.tif", "scene_confidence.tif"]
 
 
+def test_a_calibrated_model_writes_the_expected_error(make_pipe, scene, tmp_path):
+    knots = {"variance": [0.0, 10.0], "expected_error": [1.0, 101.0], "probability": [0.0, 1.0]}
+    pipe = make_pipe("tiny", calibration={"threshold": 32, "steps": {"1": knots}})
+    outputs = translate_scene(scene, pipe, tmp_path / "out", SMALL)
+    with rasterio.open(outputs.confidence) as raster:
+        assert raster.descriptions == ("confidence", "expected_error")
+        confidence, error = raster.read()
+    np.testing.assert_array_equal(np.isnan(error), np.isnan(confidence))
+    valid = ~np.isnan(error)
+    np.testing.assert_allclose(error[valid], 1 + 10 * (1 / confidence[valid] - 1), rtol=1e-4)
+    other = translate_scene(scene, pipe, tmp_path / "other", SceneOptions(2, tile_size=64, overlap=16))
+    assert read(other.confidence)[0].shape[0] == 1
+
+
 def test_a_target_ends_where_it_stands(tmp_path):
     pixels = display(230, 300) // 2 + 20
     places = [(7, 11), (64, 200), (111, 111), (229, 299), (150, 63)]
