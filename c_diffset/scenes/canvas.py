@@ -75,6 +75,8 @@ class ArraySource:
 
     def __init__(self, image, sar_transform: dict, valid=None, origin: tuple[int, int] = (0, 0)):
         self.image, self.valid, self.sar_transform, self.origin = image, valid, sar_transform, origin
+        if len(image.shape) not in (2, 3):
+            raise ValueError(f"an image of shape {tuple(image.shape)}, expected H x W or H x W x bands")
         self.size = tuple(image.shape[:2])
         if valid is not None and tuple(valid.shape) != self.size:
             raise ValueError(f"valid has shape {tuple(valid.shape)}, expected that of the image, {self.size}")
@@ -150,9 +152,9 @@ def tile_sides(pipe: CDiffSETPipeline, tile_size: int | None = None, overlap: in
     multiple, trained = pipe.size_multiple, pipe.unet.config.sample_size
     if tile_size is None:
         pixels = trained * pipe.vae_scale_factor if isinstance(trained, int) else 512
-        tile_size = max(1, pixels // multiple) * multiple
+        tile_size = max(2, pixels // multiple) * multiple
     if overlap is None:
-        overlap = min(64, tile_size // 4) // multiple * multiple
+        overlap = max(1, min(64, tile_size // 4) // multiple) * multiple
     return tile_size, overlap
 
 
@@ -375,6 +377,7 @@ class SceneCanvas:
         )
         inside = around.common(Box(0, 0, height, width))
         variance = self.grid.blend(inside, self.active, self.stores["variance"].__getitem__)
+        variance = fill_invalid(variance, variance[0] > 0)  # where there is no tile
         confidence = self.pipe.to_pixels(variance_to_confidence(torch.from_numpy(variance)))[0]
         return confidence[box.slices(inside.top * factor, inside.left * factor)]
 
@@ -395,8 +398,8 @@ def translate_windows(
     """Translate a scene that is at hand as an array of any size, window by window.
 
     Args:
-        image: H x W or H x W x bands, in the model's units: numpy, or what is read window by window (memory maps,
-            xarray, zarr), see `ArraySource`.
+        image: H x W or H x W x bands (rioxarray: `.transpose("y", "x", "band")`), in the model's units: numpy, or what
+            is read window by window (memory maps, xarray, zarr), see `ArraySource`.
         pipe: the model.
         valid: bool H x W; by default where every band is finite, and not 0 in linear units.
         origin: row and column of the first pixel on the ground: the same ground gets the same noise.
@@ -404,22 +407,24 @@ def translate_windows(
         seed: of the noise field.
         tile_size, overlap: in pixels, multiples of `pipe.size_multiple`; see `tile_sides`.
         batch_size: tiles that the model sees together.
-        folder: for what outgrows the memory; None keeps everything in memory.
+        folder: for what outgrows the memory; None keeps everything in memory, which then grows with the scene.
 
     Raises:
         ValueError: the image or an argument does not fit the model.
     """
     source = ArraySource(image, pipe.config.sar_transform, valid, origin)
     steps = pipe.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
-    check_scene_model(pipe, steps)
+    check_scene_model(pipe, steps, batch_size, seed)
     grid = scene_grid(pipe, source, *tile_sides(pipe, tile_size, overlap))
     canvas = SceneCanvas(source, pipe, steps, seed, grid, batch_size, Team(), folder, lambda passes: None)
     canvas.run()
     yield from canvas.windows()
 
 
-def check_scene_model(pipe: CDiffSETPipeline, steps: int) -> None:
+def check_scene_model(pipe: CDiffSETPipeline, steps: int, batch_size: int, seed: int) -> None:
     """Refuse, before any work, what cannot translate a scene by blocks."""
     pipe.check_inputs(steps, "np", [])
+    if batch_size < 1 or seed < 0:
+        raise ValueError(f"batch_size is {batch_size} and seed {seed}: expected at least 1, and at least 0")
     if getattr(pipe.scheduler.config, "thresholding", False):
         raise ValueError("the scheduler has thresholding=True, which looks at whole images: set it to False for scenes")

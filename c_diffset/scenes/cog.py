@@ -21,7 +21,7 @@ SYNTHETIC = (
 
 
 class CogWriter:
-    """A COG that appears under its name only when it is complete; used as a context manager.
+    """A COG; a context manager, after which it is complete in `folder`, and `publish` gives it its name.
 
     Blocks of 512, deflate, overviews. Images are uint8 RGB with an internal mask; maps are float32, NaN where invalid.
 
@@ -87,4 +87,7 @@ class CogWriter:
         self.plain.unlink()
         with open(self.partial, "rb") as file:
             os.fsync(file.fileno())
+
+    def publish(self) -> None:
+        """Move the finished file to its name."""
         os.replace(self.partial, self.target)

@@ -35,9 +35,12 @@ def translate_images(
             if not np.isfinite(images.images[i]).all():
                 fail(source, "the model's image holds NaN or infinite values: try dtype float32")
                 continue
-            if plan[source].confidence is not None:
-                save_image((images.confidence[i] * 65535).round().astype(np.uint16), plan[source].confidence)
-            save_image((images.images[i] * 255).round().astype(np.uint8), plan[source].eo)
+            try:
+                if plan[source].confidence is not None:
+                    save_image((images.confidence[i] * 65535).round().astype(np.uint16), plan[source].confidence)
+                save_image((images.images[i] * 255).round().astype(np.uint8), plan[source].eo)
+            except OSError as error:
+                fail(source, f"{plan[source].eo} cannot be written ({error}): is the disk full?")
         yield [source for source, _ in batch]
 
 
@@ -68,5 +71,8 @@ def save_image(pixels: np.ndarray, target: Path) -> None:
     """Write uint8 H x W x 3 or uint16 H x W aside and rename, so that a file under its final name is complete."""
     aside = target.with_name(f".{target.name}.partial")
     options = {"quality": 95} if target.suffix.lower() in (".jpg", ".jpeg") else {}
-    PIL.Image.fromarray(pixels).save(aside, format="JPEG" if options else "PNG", **options)
-    os.replace(aside, target)
+    try:
+        PIL.Image.fromarray(pixels).save(aside, format="JPEG" if options else "PNG", **options)
+        os.replace(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)

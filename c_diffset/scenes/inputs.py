@@ -2,6 +2,7 @@
 
 import glob
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,11 +31,16 @@ def is_scene(path: Path) -> bool:
     return path.suffix.lower() in RASTERS or is_safe(path)
 
 
-def find_inputs(inputs: list[str]) -> list[Path]:
+def find_inputs(inputs: list[str], output: Path | None = None, in_list: bool = False) -> list[Path]:
     """What files, folders, glob patterns, lists and STAC items name: images, GeoTIFF and SAFE folders, each once.
 
     A folder stands for the images and SAFE folders in it, in order of name; a list is a .txt file with one input a
     line, relative to it; a STAC item is a .json or .geojson file.
+
+    Args:
+        inputs: their names.
+        output: a folder that recursive patterns do not look into.
+        in_list: they come from a list, which names no further list.
 
     Raises:
         FileNotFoundError: an input that names nothing.
@@ -43,16 +49,25 @@ def find_inputs(inputs: list[str]) -> list[Path]:
     found: dict[str, Path] = {}
     for name in inputs:
         path = Path(name)
+        if in_list and _is_list(path):
+            raise ValueError(f"a list names {name}, another list: expected images, GeoTIFF, folders, patterns or items")
         if path.is_file() or path.is_dir():
             matches = _expand(path)
         else:
-            names = (Path(match) for match in sorted(glob.glob(name, recursive=True)))
-            matches = [file for match in names if match.is_file() or is_safe(match) for file in _expand(match)]
+            names = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+            if output is not None and "**" in name:
+                names = [match for match in names if output.resolve() not in match.resolve().parents]
+            names = [match for match in names if match.is_file() or is_safe(match)]
+            matches = [file for match in names if not in_list or not _is_list(match) for file in _expand(match)]
         if not matches:
             raise FileNotFoundError(f"{name}: no such file, no image in that folder, and no match as a pattern")
         for match in matches:
             found.setdefault(os.path.abspath(match), match)
     return list(found.values())
+
+
+def _is_list(path: Path) -> bool:
+    return path.suffix.lower() == ".txt"
 
 
 def _expand(path: Path) -> list[Path]:
@@ -63,22 +78,22 @@ def _expand(path: Path) -> list[Path]:
         return [file for file in files if is_safe(file) or file.is_file() and file.suffix.lower() in IMAGES + RASTERS]
     if is_item(path):
         return [read_item(path)]
-    if path.suffix.lower() == ".txt":
+    if _is_list(path):
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-        names = [line for line in lines if line and not line.startswith("#")]
-        if any(name.lower().endswith(".txt") for name in names):
-            raise ValueError(f"{path} names another list: expected images, GeoTIFF, folders, patterns and STAC items")
-        return find_inputs([str(path.parent / name) for name in names])
+        names = [str(path.parent / line) for line in lines if line and not line.startswith("#")]
+        return find_inputs(names, in_list=True)
     return [path]
 
 
-def plan_outputs(sources: list[Path], output: Path, confidence: bool, stac: bool) -> dict[Path, Outputs]:
-    """The output files of every input, under its name.
+def plan_outputs(
+    sources: list[Path], output: Path, confidence: bool, stac: bool, named: Iterable[Path] = ()
+) -> dict[Path, Outputs]:
+    """The output files of every input, under its name; `named` are further files that must stay (items, lists).
 
     Raises:
         ValueError: two inputs would share an output, or an output would replace an input.
     """
-    inputs = {source.resolve() for source in sources}
+    inputs = {source.resolve() for source in [*sources, *named]}
     plan: dict[Path, Outputs] = {}
     owner: dict[Path, Path] = {}
     for source in sources:

@@ -25,17 +25,20 @@ from c_diffset.scenes.speckle import HALO, refined_lee
 
 UNITS = ("display", "db", "power", "amplitude")
 POLARISATION = re.compile(r"(?<![A-Z])(VV|VH|HH|HV)(?![A-Z])")
-CACHE_MB = 32  # of GDAL's blocks: the default is a twentieth of the machine's memory
+CACHE_BYTES = 32  # of GDAL's blocks, so none: with one, a disk that is full when it is flushed can crash the process
+SIDECARS = (".msk", ".ovr")  # files beside a TIFF that GDAL opens with it
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 LOWEST = {"db": -90, "power": -1, "amplitude": 0}  # nothing measures so little: such values stand for missing ones
 DARKEST = 1e-10  # power that noise removal left at or below zero
+FILL_MARGIN = 13  # pixels around a window that missing pixels are filled from before speckle is filtered
 SAMPLES = 8  # windows along each axis that units are detected in
 
 
 @contextmanager
 def gdal() -> Iterator[None]:
-    """GDAL with a small cache, warping by fixed blocks, so that no pixel depends on the window; errors as OSError."""
+    """GDAL without a cache, warping by fixed blocks, so that no pixel depends on the window; errors as OSError."""
     blocks = {"GDAL_VRT_WARP_USE_DATASET_RASTERIO": False}
-    with rasterio.Env(GDAL_CACHEMAX=CACHE_MB, GDAL_TIFF_INTERNAL_MASK=True, **blocks):
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_TIFF_INTERNAL_MASK=True, **blocks):
         try:
             yield
         except (RasterioError, CPLE_BaseError) as error:
@@ -43,10 +46,29 @@ def gdal() -> Iterator[None]:
 
 
 def open_raster(path: Path, mode: str = "r", **profile):
-    """`rasterio.open` for GeoTIFF alone (no VRT that points at other files), quiet where there are no coordinates."""
+    """`rasterio.open` for GeoTIFF alone (no VRT that points at other files), quiet where there are no coordinates.
+
+    Raises:
+        OSError: not a readable TIFF, or a file beside it that GDAL would open with it is none.
+    """
+    for sidecar in (Path(f"{path}{suffix}") for suffix in SIDECARS if mode == "r"):
+        if sidecar.is_file():
+            with open(sidecar, "rb") as file:
+                if file.read(4) not in TIFF_MAGIC:
+                    raise OSError(f"{sidecar}, which belongs to the scene by its name, is not a TIFF: remove it")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         return rasterio.open(path, mode, driver="GTiff", **profile)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """`gdal`, with errors that name the scene."""
+    try:
+        with gdal():
+            yield
+    except OSError as error:
+        raise OSError(f"{path}: not a readable GeoTIFF: {error}") from error
 
 
 class SarRaster:
@@ -61,6 +83,7 @@ class SarRaster:
         despeckle: filter speckle (refined Lee) before the model.
         crs: warp to this coordinate system ("EPSG:32631"), from the scene's own or its ground control points.
         resolution: pixel size after warping, in units of `crs`; that of the scene when None.
+        file: what is read in its place; errors speak of `path`.
 
     Raises:
         ValueError: units or bands are not certain, or do not fit the model; complex pixels; nothing to warp from.
@@ -76,12 +99,13 @@ class SarRaster:
         despeckle: bool = False,
         crs: str | None = None,
         resolution: float | None = None,
+        file: Path | None = None,
     ):
         if units is not None and units not in UNITS:
             raise ValueError(f"units is {units!r}: expected one of {UNITS}")
         self.path, self.sar_transform, self.despeckle, self.units = path, sar_transform, despeckle, None
-        with self._reading():
-            self.raster = raster = open_raster(path)
+        with reading(self.path):
+            self.raster = raster = open_raster(file or path)
             self.dtype = np.dtype(raster.dtypes[0])
             if self.dtype.kind == "c":
                 raise ValueError(f"{path}: complex pixels; expected detected ones (GRD, or the squared magnitude)")
@@ -116,7 +140,7 @@ class SarRaster:
     def origin(self) -> tuple[int, int]:
         """Row and column of the first pixel, counted from the origin of the coordinate system; (0, 0) if rotated."""
         a, b, left, d, e, top = self.raster.transform[:6]
-        if b or d or self.raster.gcps[0]:
+        if b or d or not (a and e and all(map(math.isfinite, (a, e, left, top)))) or self.raster.gcps[0]:
             return 0, 0
         return math.floor(top / e + 0.5 + 1e-4), math.floor(left / a + 0.5 + 1e-4)
 
@@ -132,7 +156,7 @@ class SarRaster:
             OSError: the file is truncated or damaged there.
             ValueError: the values cannot be in the units.
         """
-        with self._reading():
+        with reading(self.path):
             around = box if not self.despeckle else self._around(box)
             values, valid = self._read(around)
             if self.despeckle:
@@ -144,16 +168,9 @@ class SarRaster:
                 raise ValueError(f"{self.path}, rows {box.top} to {box.bottom}: {error}") from None
 
     def _around(self, box: Box) -> Box:
-        wider = Box(box.top - HALO, box.left - HALO, box.bottom + HALO, box.right + HALO)
+        margin = HALO + FILL_MARGIN
+        wider = Box(box.top - margin, box.left - margin, box.bottom + margin, box.right + margin)
         return wider.common(Box(0, 0, *self.size))
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            with gdal():
-                yield
-        except OSError as error:
-            raise OSError(f"{self.path}: not a readable GeoTIFF: {error}") from error
 
     def _read(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
         """Bands x H x W in the scene's units, unscaled, and which pixels hold something."""
@@ -323,13 +340,14 @@ def _resized(warped: WarpedVRT, resolution: float, path: Path) -> rasterio.Datas
     """A warped raster with another pixel size, in its XML: where a `WarpedVRT` is told its grid, it drops the GCPs."""
     root = ElementTree.fromstring(warped.tags(ns="xml:VRT")["xml:VRT"])
     left, bottom, right, top = warped.bounds
+    left, top = math.floor(left / resolution) * resolution, math.ceil(top / resolution) * resolution  # one grid for all
     transform = from_origin(left, top, resolution, resolution)
-    root.set("rasterXSize", str(max(1, round((right - left) / resolution))))
-    root.set("rasterYSize", str(max(1, round((top - bottom) / resolution))))
+    root.set("rasterXSize", str(max(1, math.ceil((right - left) / resolution))))
+    root.set("rasterYSize", str(max(1, math.ceil((top - bottom) / resolution))))
     for name, grid in (("GeoTransform", transform), ("DstGeoTransform", transform), ("DstInvGeoTransform", ~transform)):
         next(root.iter(name)).text = ", ".join(map(repr, grid.to_gdal()))
     file = next(root.iter("SourceDataset"))
-    file.text = str(path.absolute())
+    file.text = str(Path(warped.src_dataset.name).absolute())
     file.set("relativeToVRT", "0")
     return rasterio.open(ElementTree.tostring(root, encoding="unicode"))
 

@@ -1,26 +1,30 @@
 """One georeferenced SAR scene to an EO image in Cloud Optimized GeoTIFF, with its confidence and a STAC item."""
 
+import fcntl
 import json
 import shutil
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import rasterio.shutil
 
 from c_diffset import __version__
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.scenes.canvas import SceneCanvas, check_scene_model, scene_grid, tile_sides
-from c_diffset.scenes.cog import CogWriter
+from c_diffset.scenes.cog import BLOCK, CogWriter
 from c_diffset.scenes.inputs import Outputs, plan_outputs
-from c_diffset.scenes.raster import SarRaster, gdal, open_raster
+from c_diffset.scenes.raster import SarRaster, gdal, open_raster, reading
 from c_diffset.scenes.safe import calibrate_safe, is_safe
 from c_diffset.scenes.stac import write_item
 from c_diffset.scenes.team import Team
 
-KEPT_TAGS = ("AREA_OR_POINT", "TIFFTAG_DATETIME", "PRODUCT", "ACQUISITION_START")
+SCRATCH = "scene.tif"  # in the work folder
+SWATH_BYTES = 64 * 2**20  # that GDAL copies at once
+KEPT_TAGS = ("AREA_OR_POINT", "PRODUCT", "ACQUISITION_START")
 
 
 @dataclass
@@ -102,16 +106,11 @@ def run_scene(
     if outputs.confidence is not None and not pipe.predicts_variance:
         raise ValueError("this model predicts no confidence: its UNet has no variance channel")
     folder = outputs.eo.parent / f".{outputs.eo.name}.work"
-    try:
+    with ExitStack() as mine:
         with team.phase():
             if team.rank == 0:
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir()
-                if is_safe(path):
-                    with gdal():
-                        calibrate_safe(
-                            path, folder / "sigma0.tif", options.bands or pipe.config.sar_transform.get("bands")
-                        )
+                mine.enter_context(work_folder(folder))
+                prepare_scene(path, pipe, options, folder)
         with team.phase():
             raster = open_scene(path, pipe, options, folder)
             canvas = _canvas(raster, pipe, options, team, folder, progress)
@@ -119,18 +118,50 @@ def run_scene(
         with team.phase():
             if team.rank == 0:
                 write_outputs(canvas, raster, outputs, folder, settings_of(pipe, options, model))
-    finally:
-        if team.rank == 0:
+
+
+@contextmanager
+def work_folder(folder: Path) -> Iterator[None]:
+    """A new folder that one process alone works in, and that is gone afterwards.
+
+    Raises:
+        OSError: another process works in it, or it cannot be made.
+    """
+    lock = folder.with_name(f"{folder.name}.lock")
+    with open(lock, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(f"{lock}: another process is translating this scene into the same folder") from None
+        try:
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+            folder.mkdir()
+            yield
+        finally:
             shutil.rmtree(folder, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+
+def prepare_scene(path: Path, pipe: CDiffSETPipeline, options: SceneOptions, folder: Path) -> None:
+    """Write into `folder` what is read in place of the scene: a product calibrated, or wide strips cut into tiles."""
+    if is_safe(path):
+        if options.units not in (None, "power"):
+            raise ValueError(f"{path}: units is {options.units!r}, but SAFE products become power: leave it out")
+        with gdal():
+            calibrate_safe(path, folder / SCRATCH, options.bands or pipe.config.sar_transform.get("bands"))
+        return
+    layout = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "bigtiff": "IF_SAFER", "sparse_ok": True}
+    with reading(path), open_raster(path) as raster, rasterio.Env(GDAL_SWATH_SIZE=SWATH_BYTES):
+        if raster.block_shapes[0][1] == raster.width > 2 * BLOCK:  # strips: every window would decode whole rows
+            rasterio.shutil.copy(raster, folder / SCRATCH, driver="GTiff", **layout)
 
 
 def open_scene(path: Path, pipe: CDiffSETPipeline, options: SceneOptions, folder: Path) -> SarRaster:
-    """The scene as the model reads it; `folder` holds the calibrated product where `path` is a SAFE folder."""
-    safe = is_safe(path)
-    units, bands = ("power", None) if safe else (options.units, options.bands)
-    place = {"crs": options.crs, "resolution": options.resolution}
-    source = folder / "sigma0.tif" if safe else path
-    return SarRaster(source, pipe.config.sar_transform, units, bands, options.despeckle, **place)
+    """The scene as the model reads it; `folder` holds what `prepare_scene` wrote."""
+    units, bands = ("power", None) if is_safe(path) else (options.units, options.bands)
+    options = {"despeckle": options.despeckle, "crs": options.crs, "resolution": options.resolution}
+    file = folder / SCRATCH if (folder / SCRATCH).exists() else path
+    return SarRaster(path, pipe.config.sar_transform, units, bands, **options, file=file)
 
 
 def _canvas(
@@ -138,7 +169,7 @@ def _canvas(
 ) -> SceneCanvas:
     steps = options.num_inference_steps
     steps = pipe.config.default_num_inference_steps if steps is None else steps
-    check_scene_model(pipe, steps)
+    check_scene_model(pipe, steps, options.batch_size, options.seed)
     grid = scene_grid(pipe, raster, *tile_sides(pipe, options.tile_size, options.overlap))
     pixels = raster.size[0] * raster.size[1] / (len(grid.boxes) * (steps + 2))  # that one of a tile's passes stands for
     return SceneCanvas(
@@ -165,9 +196,10 @@ def settings_in(path: Path) -> dict | None:
     """The settings that a finished image was made with; None where it does not say."""
     try:
         with open_raster(path) as raster:
-            return json.loads(raster.tags().get("SETTINGS", "null"))
+            settings = json.loads(raster.tags().get("SETTINGS", "null"))
     except (OSError, ValueError):
         return None
+    return settings if isinstance(settings, dict) else None
 
 
 def write_outputs(canvas: SceneCanvas, raster: SarRaster, outputs: Outputs, folder: Path, settings: dict) -> None:
@@ -200,7 +232,11 @@ def write_outputs(canvas: SceneCanvas, raster: SarRaster, outputs: Outputs, fold
             if outputs.confidence is not None:
                 maps = [window.confidence, window.expected_error] if canvas.knots else [window.confidence]
                 trust.write(window.box, np.stack(maps), window.valid)
+    if outputs.confidence is not None:
+        trust.publish()
+    eo.publish()  # the image last: where it stands, its confidence belongs to it
     if not any_valid:
         warnings.warn(f"{raster.path} has no valid pixel: the image is all masked", stacklevel=2)
     if outputs.item is not None:
-        write_item(outputs.item, outputs.eo, outputs.confidence, settings, raster.polarisations)
+        with gdal():
+            write_item(outputs.item, outputs.eo, outputs.confidence, settings, raster.polarisations)

@@ -18,7 +18,7 @@ from pystac.utils import datetime_to_str, str_to_datetime
 from rasterio.crs import CRS
 from rasterio.transform import xy
 from rasterio.warp import transform, transform_geom
-from scipy.spatial import ConvexHull
+from scipy.spatial import ConvexHull, QhullError
 
 from c_diffset import __version__
 
@@ -95,13 +95,13 @@ def _beside(path: Path, key: str, href: str) -> Path:
 def write_item(target: Path, eo: Path, confidence: Path | None, settings: dict, sar_bands: list[str]) -> None:
     """Write the STAC item of a synthetic EO image, aside and renamed.
 
-    Its place is that of the EO raster, its time the raster's tag `ACQUISITION_START` or `TIFFTAG_DATETIME`, else the
-    time of writing, as its description then says.
+    Its place is that of the EO raster, its time the raster's tag `ACQUISITION_START`, else the time of writing,
+    as its description then says.
 
     Args:
         target: the item's file.
         eo: COG, RGB, in the folder of `target`.
-        confidence: COG of one band on the same grid in the same folder, where there is one.
+        confidence: COG on the same grid in the same folder, where there is one.
         settings: of the translation, JSON values; they become properties under the prefix `c_diffset:`.
         sar_bands: names of the SAR bands; those that are polarisations become `sar:polarizations`.
     """
@@ -141,13 +141,10 @@ def _description(name: str, acquired: datetime | None, now: datetime, sar_bands:
 
 
 def _acquisition(tags: dict[str, str]) -> datetime | None:
-    """The time that the tags of a raster give, in UTC; TIFF writes its dates with colons."""
-    for name in ("ACQUISITION_START", "TIFFTAG_DATETIME"):
-        text = tags.get(name, "").strip()
-        if re.match(r"\d{4}[:-]\d\d[:-]\d\d", text):
-            with suppress(ValueError, OverflowError):  # such as the 0000:00:00 00:00:00 of an unset clock
-                time = str_to_datetime(text[:10].replace(":", "-") + text[10:])
-                return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+    """The time that the tags of a raster give, in UTC."""
+    with suppress(ValueError, OverflowError):
+        time = str_to_datetime(tags.get("ACQUISITION_START", "").strip())
+        return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
     return None
 
 
@@ -164,7 +161,10 @@ def _footprint(raster: rasterio.DatasetReader) -> dict | None:
         outline = list(zip(*xy(raster.transform, rows, columns, offset="ul"), strict=True))
         crs = raster.crs
     elif points and _on_earth(crs):
-        outline, crs = _hull([(point.x, point.y) for point in points], crs)
+        try:
+            outline, crs = _hull([(point.x, point.y) for point in points], crs)
+        except QhullError:  # fewer than three points, or all on a line
+            return None
     else:
         return None
     polygon = {"type": "Polygon", "coordinates": [[*outline, outline[0]]]}

@@ -24,18 +24,23 @@ class Team:
         """Work that ends when all processes have done their share; an error of one is raised in all.
 
         Raises:
-            ValueError: what another process raised.
+            RuntimeError: another process failed; with its error.
         """
         error = None
         try:
             yield
-        except (ValueError, OSError) as caught:
+        except Exception as caught:  # whatever it is, the others must not wait for this process
             error = caught
-        errors = self.gather([] if error is None else [str(error)])
+        errors = self.gather([] if error is None else [describe(error)])
         if error is not None:
             raise error
         if errors:
-            raise ValueError(errors[0])
+            raise RuntimeError(errors[0])
+
+
+def describe(error: Exception) -> str:
+    """What happened; with its type where it is none of those that speak for themselves."""
+    return str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
 
 
 class LaunchedTeam(Team):

@@ -1,31 +1,34 @@
 """The command `translate`: images, scenes and lists of them, on one process or many; what is finished stays."""
 
+import glob
 import json
 import os
 import sys
 import time
+import traceback
 from dataclasses import dataclass, field
+from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 
 import PIL.Image
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from huggingface_hub import try_to_load_from_cache
 from tqdm.auto import tqdm
 
 from c_diffset.cpu import use_whole_cpu
 from c_diffset.loading import Precision, load_pipeline
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+from c_diffset.scenes.canvas import check_scene_model
 from c_diffset.scenes.images import translate_images
 from c_diffset.scenes.inputs import IMAGES, Outputs, find_inputs, is_scene, plan_outputs
 from c_diffset.scenes.raster import open_raster
 from c_diffset.scenes.safe import is_safe
 from c_diffset.scenes.scene import SceneOptions, run_scene, settings_in, settings_of
-from c_diffset.scenes.team import LaunchedTeam, Team
+from c_diffset.scenes.team import LaunchedTeam, Team, describe
 
 MANIFEST = "manifest.jsonl"
-BAR = "translate: {percentage:3.0f}% {bar} {n:.1f} of {total:.1f} MPix [{elapsed}<{remaining}, {rate_fmt}]"
 
 
 @dataclass
@@ -102,12 +105,17 @@ def translate(
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{folder}: this folder cannot be written")
-    plan = plan_outputs(find_inputs(inputs), folder, confidence, stac)
-    state = Accelerator()
+    named = [Path(match) for name in inputs for match in (name, *glob.glob(name, recursive=True))]
+    plan = plan_outputs(find_inputs(inputs, folder), folder, confidence, stac, named)
+    # processes wait for each other as long as a scene takes
+    state = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])
     team = LaunchedTeam(state.process_index, state.num_processes) if state.num_processes > 1 else Team()
-    pipe = load_pipeline(model, revision, device or str(state.device), dtype, vae)
+    if device is None or (team.size > 1 and device == state.device.type):
+        device = str(state.device)
+    pipe = load_pipeline(model, revision, device, dtype, vae)
+    check_scene_model(pipe, num_inference_steps or 1, batch_size, seed)
     if pipe.device.type == "cpu":
-        use_whole_cpu(team.size)
+        use_whole_cpu(int(os.environ.get("LOCAL_WORLD_SIZE", team.size)))
         if threads is not None:
             torch.set_num_threads(threads)
     if confidence and not pipe.predicts_variance:
@@ -116,7 +124,7 @@ def translate(
         num_inference_steps, seed, tile_size, overlap, batch_size, units, bands, despeckle, crs, resolution
     )
     identity = {"model": model, "revision": model_revision(model, revision), "vae": vae}
-    return _Job(plan, pipe, options, identity, folder, team).run(overwrite)
+    return _Job(plan, pipe, options, identity, folder, team, overwrite).run()
 
 
 class _Job:
@@ -130,27 +138,32 @@ class _Job:
         identity: dict,
         folder: Path,
         team: Team,
+        overwrite: bool,
     ):
         self.plan, self.pipe, self.options, self.identity, self.team = plan, pipe, options, identity, team
         self.manifest, self.result = folder / MANIFEST, Translation()
-        self.settings = settings_of(pipe, options, identity)
+        self.settings, self.overwrite = settings_of(pipe, options, identity), overwrite
 
-    def run(self, overwrite: bool) -> Translation:
+    def run(self) -> Translation:
         """Images first, then the scenes that all processes share, then those that each does alone."""
         with self.team.phase():  # nobody writes before all have seen what is there
-            finished = [s for s, out in self.plan.items() if not overwrite and all(f.exists() for f in out.files)]
+            finished = [s for s, out in self.plan.items() if not self.overwrite and all(f.exists() for f in out.files)]
             todo = [source for source in self.plan if source not in finished]
             sizes = {source: pixels_of(source) for source in todo}
         scenes = {source: size for source, size in sizes.items() if is_scene(source)}
         shared, own = share(scenes, self.team)
         images = self.team.mine([source for source in todo if source not in scenes])
-        total = sum(sizes[source] for source in [*images, *own]) + sum(sizes[source] for source in shared)
-        with tqdm(total=total / 1e6, bar_format=BAR, unit="MPix", disable=self.team.rank > 0, smoothing=0.05) as bar:
+        for source in [source for source in images if self.plan[source].eo.exists() and not self.overwrite]:
+            self.result.failed[source] = f"{self.plan[source].eo} is there, but no confidence: --overwrite redoes both"
+            images.remove(source)
+        total = sum(sizes[source] for source in [*images, *own, *shared])
+        options = {"unit": "pix", "unit_scale": True, "smoothing": 0.05, "disable": self.team.rank > 0}
+        with tqdm(total=total, desc="translate", **options) as bar:
             self._images(images, sizes, bar)
             for source in shared:
-                self._scene(source, self.team, bar)
+                self._scene(source, sizes[source], self.team, bar)
             for source in own:
-                self._scene(source, Team(), bar)
+                self._scene(source, sizes[source], Team(), bar)
         return self._report(finished)
 
     def _images(self, images: list[Path], sizes: dict[Path, int], bar: tqdm) -> None:
@@ -166,22 +179,30 @@ class _Job:
         ):
             for source in set(batch) - set(self.result.failed):
                 self._finish(source, (time.monotonic() - start) / len(batch))
-            bar.update(sum(sizes[source] for source in batch) / 1e6)
+            bar.update(sum(sizes[source] for source in batch))
             start = time.monotonic()
 
-    def _scene(self, source: Path, team: Team, bar: tqdm) -> None:
-        start = time.monotonic()
+    def _scene(self, source: Path, size: int, team: Team, bar: tqdm) -> None:
+        start, done = time.monotonic(), 0.0
+
+        def progress(pixels: float) -> None:
+            nonlocal done  # warped scenes have other sizes, and processes other shares: no more than was announced
+            before, done = done, min(size, done + pixels * team.size)
+            bar.update(int(done) - int(before))
+
         try:
-            run_scene(
-                source, self.pipe, self.plan[source], self.options, self.identity, team,
-                lambda pixels: bar.update(pixels * team.size / 1e6),
-            )  # fmt: skip
-        except (ValueError, OSError) as error:
+            if reason := conflict(self.plan[source], self.settings, self.overwrite):
+                raise ValueError(reason)
+            run_scene(source, self.pipe, self.plan[source], self.options, self.identity, team, progress)
+        except Exception as error:  # one scene's failure must not end the others
+            if not isinstance(error, ValueError | OSError | RuntimeError):
+                traceback.print_exc()
             if team.rank == 0:
-                self.result.failed[source] = str(error)
+                self.result.failed[source] = describe(error)
         else:
             if team.rank == 0:
                 self._finish(source, time.monotonic() - start)
+        bar.update(size - int(done))
 
     def _finish(self, source: Path, seconds: float) -> None:
         """Note a finished input in the manifest."""
@@ -202,17 +223,28 @@ class _Job:
         result.skipped = [self.plan[source].eo for source in finished]
         result.written, result.failed = gather(result.written), dict(gather(list(result.failed.items())))
         if self.team.rank == 0:
-            counts = f"{len(result.written)} written, {len(result.skipped)} there already, {len(result.failed)} failed"
-            print(counts, flush=True)
+            for source, error in result.failed.items():
+                print(f"failed: {source}: {error}", file=sys.stderr)
             for source in finished:
                 made = settings_in(self.plan[source].eo) if is_scene(source) else None
                 if made is not None and made != self.settings:
                     other = sorted(key for key in self.settings if made.get(key) != self.settings[key])
                     text = f"was made with other settings ({', '.join(other)}): --overwrite redoes it"
                     print(f"kept: {self.plan[source].eo} {text}", file=sys.stderr)
-            for source, error in result.failed.items():
-                print(f"failed: {source}: {error}", file=sys.stderr)
+            counts = f"{len(result.written)} written, {len(result.skipped)} there already, {len(result.failed)} failed"
+            print(counts + (f", by {self.team.size} processes" if self.team.size > 1 else ""), flush=True)
+        gather([])  # a process that ended with a failure would have the others stopped before they have spoken
         return result
+
+
+def conflict(outputs: Outputs, settings: dict, overwrite: bool) -> str | None:
+    """Why outputs cannot be completed: some are there, and nothing says that they are from the same settings."""
+    if overwrite or settings_in(outputs.eo) == settings:
+        return None
+    for file in outputs.files:
+        if file.exists() and settings_in(file) != settings:
+            return f"{file} is there already, and nothing says that it is from these settings: --overwrite redoes it"
+    return None
 
 
 def share(scenes: dict[Path, int], team: Team) -> tuple[list[Path], list[Path]]:
@@ -241,7 +273,7 @@ def pixels_of(path: Path) -> int:
                 return image.width * image.height
         with open_raster(path) as raster:
             return raster.width * raster.height
-    except (OSError, StopIteration):
+    except Exception:  # such as of an image too large to be safe
         return 1
 
 

@@ -225,6 +225,8 @@ def test_tiles_are_of_the_size_that_the_model_was_trained_at(make_pipe):
     assert tile_sides(pipe) == (512, 64) and tile_sides(pipe, 64) == (64, 16) and tile_sides(pipe, 32, 4) == (32, 4)
     pipe.unet.register_to_config(sample_size=49)  # latent pixels
     assert tile_sides(pipe) == (96, 24)
+    pipe.unet.register_to_config(sample_size=4)
+    assert tile_sides(pipe) == (8, 4)  # never without an overlap
 
 
 def test_what_does_not_fit_is_refused(make_pipe):
@@ -233,6 +235,9 @@ def test_what_does_not_fit_is_refused(make_pipe):
         list(translate_windows(image, pipe, tile_size=30))
     with pytest.raises(ValueError, match="overlap is 20 pixels, expected from 0 to half of tile_size, 32"):
         list(translate_windows(image, pipe, tile_size=32, overlap=20))
+    for shape in ((40,), (1, 1, 40, 40)):
+        with pytest.raises(ValueError, match="expected H x W or H x W x bands"):
+            list(translate_windows(np.zeros(shape), pipe))
     with pytest.raises(ValueError, match="valid has shape"):
         list(translate_windows(image, pipe, valid=np.ones((3, 3))))
     pipe.scheduler.register_to_config(thresholding=True)

@@ -63,7 +63,7 @@ def test_lists_are_relative_to_themselves(tree, monkeypatch, encoding):
 
 def test_what_names_nothing_is_said(tree):
     (tree / "nested.txt").write_text("b.tif\nlist.TXT\n")
-    with pytest.raises(ValueError, match=r"nested\.txt names another list"):
+    with pytest.raises(ValueError, match=r"a list names .*list\.TXT, another list"):
         find_inputs(["nested.txt"])
     (tree / "missing.txt").write_text("b.tif\ngone.tif\n")
     (tree / "empty.txt").write_text("# nothing\n\n")

@@ -19,7 +19,7 @@ from rasterio.transform import from_origin
 from rio_cogeo import cog_validate
 
 from c_diffset.cli import main
-from c_diffset.scenes.scene import SceneOptions, translate_scene
+from c_diffset.scenes.scene import SceneOptions, translate_scene, work_folder
 from c_diffset.scenes.translate import translate
 from tests.conftest import copying_pipe
 from tests.scenes.test_safe import make_safe
@@ -268,6 +268,77 @@ def limit_file_size(limit: int) -> None:
     """What a full disk does to a process: writing fails."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+def test_a_warped_scene_through_the_command(make_pipe, scene, tmp_path, capsys):
+    make_pipe("tiny").save_pretrained(tmp_path / "model")
+    where = ["--model", str(tmp_path / "model"), "--output", str(tmp_path / "out"), "--num_inference_steps", "1"]
+    tiles = ["--tile_size", "64", "--overlap", "16", "--crs", "EPSG:32630", "--resolution", "4"]
+    assert main(["translate", str(scene), *where, *tiles]) == 0  # six times the pixels that were announced
+    with rasterio.open(tmp_path / "out/scene.tif") as raster:
+        assert raster.res == (4, 4) and raster.transform.c % 4 == raster.transform.f % 4 == 0
+
+
+def test_wide_strips_are_read_once(make_pipe, tmp_path):
+    pixels = display(70, 1100)
+    for name, layout in (("strips", {"blockysize": 1}), ("tiles", {"tiled": True, "blockxsize": 64, "blockysize": 64})):
+        write_scene(tmp_path / f"{name}.tif", pixels, ("VV",), nodata=0, compress="deflate", **layout, **UTM)
+        translate_scene(tmp_path / f"{name}.tif", make_pipe("tiny"), tmp_path / "out", SMALL)
+    (strips, place), (tiles, tiles_place) = (read(tmp_path / f"out/{name}.tif") for name in ("strips", "tiles"))
+    np.testing.assert_array_equal(strips, tiles)
+    assert place == tiles_place
+
+
+def test_only_one_process_works_on_a_scene(make_pipe, scene, tmp_path):
+    folder = tmp_path / "out" / ".scene.tif.work"
+    folder.parent.mkdir()
+    with work_folder(folder):
+        with pytest.raises(OSError, match="another process is translating"):
+            translate_scene(scene, make_pipe("tiny"), tmp_path / "out", SMALL)
+        assert folder.is_dir()
+    assert not list(folder.parent.iterdir())
+
+
+def test_what_is_there_is_not_replaced_unasked(make_pipe, scene, tmp_path, capsys):
+    make_pipe("tiny").save_pretrained(tmp_path / "model")
+    model, out = str(tmp_path / "model"), tmp_path / "out"
+    options = {"num_inference_steps": 1, "tile_size": 64, "overlap": 16}
+    translate([str(scene)], model, str(out), **options)
+    before = (out / "scene.tif").read_bytes()
+    assert translate([str(scene)], model, str(out), **options, seed=1, confidence=True).failed
+    assert (out / "scene.tif").read_bytes() == before and "--overwrite" in capsys.readouterr().err
+    assert translate([str(scene)], model, str(out), **options, confidence=True).written
+    assert (out / "scene.tif").read_bytes() == before and (out / "scene_confidence.tif").exists()
+    item = tmp_path / "scene.json"  # the user's own, which a STAC item of the output would replace
+    item.write_text('{"type": "Feature", "stac_version": "1.1.0", "assets": {"vv": {"href": "scene.tif"}}}')
+    with pytest.raises(ValueError, match="would replace an input"):
+        translate([str(item)], model, str(tmp_path), **options, stac=True)
+    (out / "scene_confidence.tif").unlink()
+    (out / "scene.tif").unlink()
+    (out / "scene.json").write_text("{}")
+    assert translate([str(scene)], model, str(out), **options, stac=True).failed
+    assert (out / "scene.json").read_text() == "{}"
+
+
+def test_a_file_beside_the_scene_that_is_no_tiff_is_refused(make_pipe, scene, tmp_path):
+    Path(f"{scene}.msk").write_text("<VRTDataset rasterXSize='700' rasterYSize='150'></VRTDataset>")
+    with pytest.raises(OSError, match=r"scene\.tif\.msk, which belongs to the scene by its name, is not a TIFF"):
+        translate_scene(scene, make_pipe("tiny"), tmp_path / "out", SMALL)
+
+
+def test_a_failure_of_any_kind_does_not_end_the_others(make_pipe, scene, tmp_path, capsys):
+    make_pipe("tiny").save_pretrained(tmp_path / "model")
+    flat = {"crs": "EPSG:32631", "transform": rasterio.Affine(0, 0, 5e5, 0, 0, 4e6)}
+    write_scene(tmp_path / "flat.tif", display(40, 40), **flat)
+    points = [GroundControlPoint(0, 0, 3.0, 36.1), GroundControlPoint(40, 40, 3.1, 36.0)]
+    write_scene(tmp_path / "points.tif", display(40, 40), gcps=points, crs="EPSG:4326")
+    options = {"num_inference_steps": 1, "tile_size": 64, "overlap": 16, "stac": True}
+    paths = [str(tmp_path / "flat.tif"), str(tmp_path / "points.tif"), str(scene)]
+    result = translate(paths, str(tmp_path / "model"), str(tmp_path / "out"), **options)
+    assert tmp_path / "out/scene.tif" in result.written and tmp_path / "out/points.tif" in result.written
+    for name, value in (("batch_size", 0), ("seed", -1)):
+        with pytest.raises(ValueError, match="batch_size is .* and seed"):
+            translate([str(scene)], str(tmp_path / "model"), str(tmp_path / "x"), **{name: value})
 
 
 @pytest.mark.skipif(not SCENES.is_dir(), reason="the real scenes are not at hand")
