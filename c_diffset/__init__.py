@@ -14,6 +14,8 @@ _WHERE = {
     "write_pairs": "c_diffset.data.synthetic",
     "prepare": "c_diffset.data.layouts",
     "evaluate": "c_diffset.evaluation.report",
+    "publish": "c_diffset.hub.publish",
+    "publish_pairs": "c_diffset.hub.pairs",
     "SceneOptions": "c_diffset.scenes.scene",
     "translate_scene": "c_diffset.scenes.scene",
     "translate_windows": "c_diffset.scenes.canvas",

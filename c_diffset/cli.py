@@ -1,5 +1,6 @@
 """The command `c-diffset`: every option is a parameter of the Python function that the command calls."""
 
+import re
 import sys
 from importlib import import_module
 from inspect import signature
@@ -14,6 +15,7 @@ COMMANDS = {
     "distill": ("c_diffset.training.distill:distill", "distil a model into a student of few steps, on one process"),
     "translate": ("c_diffset.scenes.translate:translate", "translate SAR images and whole scenes to EO"),
     "calibrate": ("c_diffset.evaluation.calibrate:calibrate", "measure what error the model's variance stands for"),
+    "publish": ("c_diffset.hub.publish:publish", "publish a model on the Hugging Face Hub"),
     "evaluate": ("c_diffset.evaluation.report:evaluate", "measure a model on a split: metrics, floors, pictures"),
 }
 CONFIGURED = ("finetune", "distill")  # commands that read --config FILE.yaml
@@ -34,6 +36,11 @@ ARGUMENTS = {
             "nargs": "+",
             "help": "polarisations (VV VH HH HV) or numbers of a scene's bands, as the model has them",
         },
+    },
+    "publish": {
+        "folder": {"help": "what is published, such as RUN/pipeline"},
+        "--repo": {"required": True, "help": "Hub id, user/name"},
+        "--datasets": {"nargs": "+", "help": "Hub ids of the training data"},
     },
     "calibrate": {
         "--num_inference_steps": {"nargs": "+", "type": int, "help": "each calibrated by itself; else the model's"},
@@ -64,7 +71,8 @@ def command_parser(name: str) -> tuple[ArgumentParser, object]:
 
 
 def _spell_out_flags(args: list[str], function) -> list[str]:
-    """`--confidence` for `--confidence true`, and likewise for every parameter that is False by default."""
+    """`--dry_run` for `--dry-run`; `--confidence` for `--confidence true`, and likewise for every parameter that is False by default."""
+    args = [re.sub(r"^--[\w-]+", lambda name: "--" + name.group()[2:].replace("-", "_"), arg) for arg in args]
     flags = {f"--{name}" for name, parameter in signature(function).parameters.items() if parameter.default is False}
     spelt = []
     for arg, following in zip(args, [*args[1:], ""], strict=True):

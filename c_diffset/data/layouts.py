@@ -96,6 +96,9 @@ def prepare(
     eo_dir: str | None = None,
     mask_dir: str | None = None,
     progress: bool = True,
+    push: str | None = None,
+    license: str | None = None,
+    private: bool = False,
 ) -> Summary:
     """Write a data set of a known layout in the standard form.
 
@@ -108,11 +111,18 @@ def prepare(
         out: a folder that is absent or empty.
         fractions: shares of train, validation and test, as far as the layout does not settle them; 0 for no such split.
         sar_dir, eo_dir, mask_dir: for `folders`, as in `load_pairs`.
+        progress: show a progress bar.
+        push: Hub id that the result is published to, as Parquet with a card.
+        license, private: of that repository.
 
     Raises:
         ValueError: unknown layout, no pairs found, or none fit to use.
         OSError: `out` is in use.
     """
+    if push is not None:
+        from c_diffset.hub.pairs import check_push, publish_pairs  # publishing knows of data, and not the other way
+
+        check_push(push, license)
     if layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}.")
     source, out = Path(source), Path(out)
@@ -137,6 +147,8 @@ def prepare(
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+    if push is not None:
+        publish_pairs(out, push, license=license, private=private)
     return summary
 
 

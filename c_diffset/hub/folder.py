@@ -1,0 +1,255 @@
+"""A pipeline's folder as it may be published: complete, without anything that runs code when loaded, rightly licensed.
+
+Only the files that make up the pipeline count; whatever else lies in the folder stays at home.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from safetensors import SafetensorError, safe_open
+
+from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+
+INDEX, CODE = "model_index.json", "pipeline.py"
+GENERATED = ("README.md", "mlm.json", "checksums.sha256", "grid.png")
+COMPONENTS = {  # each component's configuration, and whether it has weights
+    "unet": ("config.json", True),
+    "vae": ("config.json", True),
+    "text_encoder": ("config.json", True),
+    "tokenizer": ("tokenizer_config.json", False),
+    "scheduler": ("scheduler_config.json", False),
+}
+REQUIRED = ("unet", "scheduler")
+COMPONENT_SUFFIXES = (".json", ".safetensors", ".txt")
+PICKLES = (".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
+
+# Stable Diffusion 1 and 2 share their UNet's channels; the width of the text condition tells them apart
+SD_CHANNELS = [320, 640, 1280, 1280]
+SD_LICENSES = {768: ("Stable Diffusion 1", "creativeml-openrail-m"), 1024: ("Stable Diffusion 2", "openrail++")}
+SD_NAMES = {
+    r"stable-diffusion-2|sd2-community|\bsd[-_]?2[-_.]?[01]": 1024,
+    r"stable-diffusion-(v?1)|\bsd[-_]?1[-_.]?[45]": 768,
+}
+# settings of a run that say nothing about the model: places and habits of one machine
+PRIVATE = {
+    *("output_dir", "resume", "push_to_hub", "log_every", "checkpoint_every", "keep_checkpoints"),
+    *("num_workers", "latent_cache", "lpips_weights", "results"),
+}
+
+
+def check_repo_id(repo: str) -> str:
+    """Return the id; ValueError where it is not of the form `user/name`."""
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ValueError(f"repo {repo!r}: {error}") from None
+    if repo.count("/") != 1:
+        raise ValueError(f"repo {repo!r}: expected user/name, or organisation/name")
+    return repo
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether this names a repository of the Hub and nothing on this machine."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
+
+
+def public_name(source: str) -> str:
+    """A Hub id as it is; of a path the last part that is not `pipeline` or `best`, as it shows nothing of a machine."""
+    if is_hub_id(source):
+        return source
+    path = Path(source)
+    return path.parent.name if path.name in ("pipeline", "best") and path.parent.name else path.name
+
+
+# ---------------------------------------------------------------------------------------------------------- files
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object; FileNotFoundError or ValueError where there is none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: expected a folder that `save_pretrained` has written")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): save the pipeline again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}: expected a JSON object")
+    return content
+
+
+def pipeline_files(folder: Path) -> list[str]:
+    """The names, relative to `folder`, of the files that make up its pipeline.
+
+    Raises:
+        FileNotFoundError: no index, or a component that the index names is absent or not whole.
+        ValueError: another kind of pipeline, a component of a foreign library, a pickle anywhere in the folder, a link
+            that leaves it, or a file that is not what its name says.
+    """
+    index = read_json(folder / INDEX)
+    expected = CDiffSETPipeline.__name__
+    if index.get("_class_name") != expected:
+        raise ValueError(f"{folder / INDEX}: _class_name is {index.get('_class_name')!r}, expected {expected!r}")
+    _check_safe(folder)
+    components = {name: index[name] for name in COMPONENTS if (index.get(name) or [None])[0] is not None}
+    absent = [name for name in REQUIRED if name not in components]
+    if absent:
+        raise FileNotFoundError(f"{folder / INDEX} names no {absent[0]}: save the pipeline again")
+    files = [INDEX, *([CODE] if (folder / CODE).is_file() else [])]
+    for name, (library, _) in components.items():
+        if library not in ("diffusers", "transformers"):
+            raise ValueError(f"{folder / INDEX}: {name} is of {library!r}, which loading refuses: use a stock class")
+        files += [f"{name}/{file}" for file in _component_files(folder / name, *COMPONENTS[name])]
+    return files
+
+
+def _check_safe(folder: Path) -> None:
+    """Refuse pickles, which run code when loaded, and links to what lies elsewhere."""
+    root = folder.resolve()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in PICKLES:
+            raise ValueError(
+                f"{path} may hold a pickle, which can run code when loaded: remove it, or convert it to safetensors"
+            )
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise ValueError(f"{path} is a link to {path.resolve()}, outside the folder: put the file itself there")
+
+
+def _component_files(folder: Path, config: str, has_weights: bool) -> list[str]:
+    """The names of a component's files; see `pipeline_files` for the errors."""
+    paths = sorted(folder.glob("*"))
+    names = [path.name for path in paths if path.is_file() and path.suffix in COMPONENT_SUFFIXES]
+    if config not in names:
+        raise FileNotFoundError(f"{folder / config} is missing, but {INDEX} names {folder.name}: save it again")
+    weights = {name for name in names if name.endswith(".safetensors")}
+    wanted: set[str] = set()
+    for name in names:
+        if name.endswith(".json"):
+            content = read_json(folder / name)
+            wanted |= set(content["weight_map"].values()) if name.endswith(".index.json") else set()
+    if has_weights and not weights:
+        raise FileNotFoundError(f"{folder} holds no weights (*.safetensors): save the pipeline again")
+    if wanted - weights:
+        raise FileNotFoundError(f"{folder / min(wanted - weights)} is missing, a part of the weights")
+    for name in sorted(weights):
+        try:
+            with safe_open(folder / name, "pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{folder / name} is damaged or no safetensors file ({error}): save it again") from None
+    return names
+
+
+def without_paths(content: dict) -> dict:
+    """A configuration without the folders it was once loaded from; Hub ids stay."""
+    kept = {}
+    for key, value in content.items():
+        if key in ("_name_or_path", "name_or_path") and not is_hub_id(str(value)):
+            continue
+        if key == "calibration" and isinstance(value, dict) and "data" in value:
+            value = value | {"data": public_name(str(value["data"]))}
+        kept[key] = value
+    return kept
+
+
+# -------------------------------------------------------------------------------------------------------- the run
+
+
+@dataclass
+class Run:
+    """The training run that a pipeline comes from: its settings, without places, and how many updates it made."""
+
+    settings: dict[str, Any]
+    updates: int | None
+    source: str | None  # the training pairs, as the run names them
+
+
+def read_run(folder: Path) -> Run | None:
+    """The run whose folder holds this pipeline; None where there is no `config.yaml` beside it."""
+    settings = _read_settings(folder)
+    if settings is None:
+        return None
+    log, updates = folder.parent / "metrics.jsonl", None
+    if folder.name == "pipeline" and log.is_file():
+        steps = [json.loads(line)["step"] for line in log.read_text(encoding="utf-8").splitlines()]
+        updates = max(steps, default=None)
+    return Run(_public_settings(settings), updates, (settings.get("data") or {}).get("source"))
+
+
+def _read_settings(folder: Path) -> dict | None:
+    path = folder.resolve().parent / "config.yaml"
+    settings = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return settings if isinstance(settings, dict) else None
+
+
+def _public_settings(settings: dict) -> dict:
+    public = {}
+    for key, value in settings.items():
+        if key in PRIVATE or value is None:
+            continue
+        if isinstance(value, dict):
+            value = _public_settings(value)
+        elif key in ("base", "teacher", "student", "vae", "source") and isinstance(value, str):
+            value = public_name(value)
+        public[key] = value
+    return public
+
+
+def ancestors(folder: Path) -> list[str]:
+    """What the pipeline was trained from, and what that was trained from, nearest first: folders and Hub ids."""
+    names: list[str] = []
+    while (settings := _read_settings(folder)) is not None:
+        parent = settings.get("teacher") or (settings.get("model") or {}).get("base")
+        if not parent or parent in names:
+            break
+        names.append(parent)
+        folder = Path(parent)
+    return names
+
+
+# ---------------------------------------------------------------------------------------------------- the licence
+
+
+def inherited_license(unet: dict, names: Iterable[str]) -> tuple[str, str] | None:
+    """The base that weights come from and the licence they keep, by the UNet's configuration or by names.
+
+    Returns:
+        For example ("Stable Diffusion 2", "openrail++"); None where neither tells of Stable Diffusion.
+    """
+    width = unet.get("cross_attention_dim")
+    if list(unet.get("block_out_channels") or []) == SD_CHANNELS and width in SD_LICENSES:
+        return SD_LICENSES[width]
+    for name in names:
+        for pattern, named_width in SD_NAMES.items():
+            if re.search(pattern, name.lower()):
+                return SD_LICENSES[named_width]
+    return None
+
+
+def choose_license(wanted: str | None, inherited: tuple[str, str] | None) -> str:
+    """The licence to publish under; "unknown" where neither is given.
+
+    Raises:
+        ValueError: `wanted` is not the licence that the weights keep, or no identifier of a licence.
+    """
+    if inherited is not None and wanted not in (None, inherited[1]):
+        raise ValueError(
+            f"license is {wanted!r}, but weights that come from {inherited[0]} stay under {inherited[1]!r}: leave "
+            "license out"
+        )
+    chosen = wanted or (inherited[1] if inherited else "unknown")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", chosen):
+        raise ValueError(f"license is {chosen!r}: expected an identifier of the Hub, such as 'mit' or 'openrail++'")
+    return chosen
+
+
+def component_origins(folder: Path, files: Iterable[str]) -> list[str]:
+    """What the components' configurations say they were loaded from, paths included."""
+    configs = [read_json(folder / name) for name in files if os.path.basename(name) == "config.json"]
+    return [str(config["_name_or_path"]) for config in configs if config.get("_name_or_path")]

@@ -1,0 +1,134 @@
+"""`mlm.json`: a pipeline as a STAC item of the Machine Learning Model extension, its bands and transforms included.
+
+Specification: https://github.com/stac-extensions/mlm, version 1.4.0, and STAC 1.1.0.
+"""
+
+import re
+
+import torch
+
+from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, count_bands
+
+EXTENSIONS = [
+    "https://stac-extensions.github.io/mlm/v1.4.0/schema.json",
+    "https://stac-extensions.github.io/file/v2.1.0/schema.json",
+]
+SHA256_MULTIHASH = "1220"  # the prefix that tells SHA-256 of 32 bytes
+TO_DB = {
+    "power": "10 * log10(max(band, 1e-10))",
+    "amplitude": "20 * log10(max(band, 1e-10))",
+}
+SCALING = "Each channel is clipped to its range, which is mapped to [-1, 1] (min-max to [0, 1], times 2, minus 1)."
+
+
+def band_names(transform: dict) -> list[str]:
+    """The names of the bands that the SAR image must have: the model's own, or `SAR band N` from 0 on."""
+    count = count_bands(transform["channels"])
+    return transform.get("bands") or [f"SAR band {number}" for number in range(count)]
+
+
+def mlm_item(pipe: CDiffSETPipeline, repo: str, license: str, origin: str | None, weights: dict) -> dict:
+    """The STAC item.
+
+    Args:
+        repo: Hub id.
+        origin: what the weights come from; None for a model from scratch.
+        weights: name of each safetensors file to (bytes, SHA-256 in hex).
+    """
+    transform = pipe.config.sar_transform
+    parameters = sum(sum(p.numel() for p in part.parameters()) for part in _models(pipe).values())
+    bands = [{"name": name, "description": transform["units"]} for name in band_names(transform)]
+    predicts = ["generative", "regression"] if pipe.predicts_variance else ["generative"]
+    properties = {
+        "datetime": None,  # it works on images of any time
+        "start_datetime": "1900-01-01T00:00:00Z",
+        "end_datetime": "9999-12-31T23:59:59Z",
+        "title": repo,
+        "description": "SAR to EO image translation by conditional diffusion. The EO images are synthetic.",
+        "license": "other" if license == "unknown" else license,
+        "bands": bands,
+        "mlm:name": f"c_diffset {repo.split('/')[1].strip('_')}",
+        "mlm:architecture": "Latent diffusion" if pipe.vae is not None else "Diffusion in pixel space",
+        "mlm:tasks": predicts,
+        "mlm:framework": "PyTorch",
+        "mlm:framework_version": re.match(r"\d+\.\d+\.\d+", torch.__version__)[0],
+        "mlm:total_parameters": parameters,
+        "mlm:pretrained": origin is not None,
+        "mlm:pretrained_source": origin,
+        "mlm:accelerator": "cuda",
+        "mlm:accelerator_constrained": False,
+        "mlm:input": [_input(transform)],
+        "mlm:output": _outputs(pipe),
+        "mlm:hyperparameters": {
+            "num_inference_steps": pipe.config.default_num_inference_steps,
+            "scheduler": type(pipe.scheduler).__name__,
+            "prediction_type": pipe.config.prediction_type,
+            "size_multiple": pipe.size_multiple,
+        },
+    }
+    return {
+        "type": "Feature",
+        "stac_version": "1.1.0",
+        "stac_extensions": EXTENSIONS,
+        "id": repo.replace("/", "--"),
+        "geometry": None,
+        "properties": properties,
+        "links": [],
+        "assets": {name.replace("/", "-"): _asset(name, *facts, bands) for name, facts in weights.items()},
+    }
+
+
+def _models(pipe: CDiffSETPipeline) -> dict[str, torch.nn.Module]:
+    return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+
+
+def _input(transform: dict) -> dict:
+    """The channels that the model reads, as bands or the difference of two, and how they are scaled."""
+    names, limits = band_names(transform), transform["range"]
+    picks = [[names[int(band)] for band in str(channel).split("-")] for channel in transform["channels"]]
+    bands = [{"name": " - ".join(pick)} for pick in picks]
+    for band, pick in zip(bands, picks, strict=True):
+        band |= {"format": "python", "expression": band["name"]} if len(pick) == 2 else {}
+    ranges = limits if isinstance(limits[0], list | tuple) else [limits]
+    before = TO_DB.get(transform["units"])
+    return {
+        "name": "sar",
+        "description": SCALING,
+        "bands": bands,
+        "input": {
+            "shape": [-1, len(bands), -1, -1],
+            "dim_order": ["batch", "bands", "height", "width"],
+            "data_type": "float32",
+        },
+        "value_scaling": [{"type": "min-max", "minimum": low, "maximum": high} for low, high in ranges],
+        "resize_type": "pad",
+        "pre_processing_function": None if before is None else {"format": "python", "expression": before},
+    }
+
+
+def _outputs(pipe: CDiffSETPipeline) -> list[dict]:
+    place = {"dim_order": ["batch", "height", "width"], "shape": [-1, -1, -1], "data_type": "float32"}
+    image = {"dim_order": ["batch", "channel", "height", "width"], "shape": [-1, 3, -1, -1], "data_type": "float32"}
+    outputs = [("eo", ["generative"], image, "Synthetic EO image: red, green, blue in [0, 1].")]
+    if pipe.predicts_variance:
+        outputs.append(("confidence", ["regression"], place, "Confidence of each pixel, in (0, 1]."))
+    if pipe.config.calibration is not None:
+        text = "Expected absolute error of each pixel in 8-bit levels, mean over red, green, blue."
+        outputs.append(("expected_error", ["regression"], place, text))
+    return [
+        {"name": name, "tasks": tasks, "result": result, "description": text} for name, tasks, result, text in outputs
+    ]
+
+
+def _asset(name: str, size: int, sha256: str, bands: list[dict]) -> dict:
+    """A file of weights; that of the UNet is the model, which reads `bands`, and the others belong to it."""
+    is_model = name.startswith("unet/")
+    asset = {
+        "href": f"./{name}",
+        "type": "application/octet-stream",
+        "title": name,
+        "roles": ["mlm:model" if is_model else "mlm:weights"],
+        "file:size": size,
+        "file:checksum": SHA256_MULTIHASH + sha256,
+    }
+    return asset | ({"mlm:artifact_type": "safetensors", "bands": bands} if is_model else {})

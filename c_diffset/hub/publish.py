@@ -1,0 +1,297 @@
+"""`c-diffset publish`: a pipeline becomes a complete, documented repository of the Hugging Face Hub, in one commit."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import PIL.Image
+import rasterio
+from huggingface_hub import CommitOperationAdd
+
+from c_diffset.data.pairs import list_splits, load_pairs
+from c_diffset.hub.card import Facts, model_card
+from c_diffset.hub.folder import (
+    CODE,
+    COMPONENTS,
+    GENERATED,
+    INDEX,
+    PICKLES,
+    Run,
+    ancestors,
+    check_repo_id,
+    choose_license,
+    component_origins,
+    inherited_license,
+    is_hub_id,
+    pipeline_files,
+    public_name,
+    read_json,
+    read_run,
+    without_paths,
+)
+from c_diffset.hub.item import mlm_item
+from c_diffset.hub.repository import UNTOUCHED, Repository, check_token
+from c_diffset.pipelines.pipeline_cdiffset import SOURCE, CDiffSETPipeline
+
+PLAIN_FILES = ("README.md", "LICENSE", *UNTOUCHED)  # a repository that holds nothing else is as good as new
+
+
+def publish(
+    folder: str | os.PathLike,
+    repo: str,
+    private: bool = False,
+    dry_run: str | os.PathLike | None = None,
+    evaluation: str | os.PathLike | None = None,
+    grid: str | os.PathLike | None = None,
+    license: str | None = None,
+    base_model: str | None = None,
+    datasets: list[str] | None = None,
+    pixel_size: float | None = None,
+    message: str = "Publish the pipeline",
+    overwrite: bool = False,
+) -> str:
+    """Publish a pipeline's folder as a model repository: code, weights, card, checksums and `mlm.json`, in one commit.
+
+    Only the pipeline's own files go, never the rest of the folder; an interrupted publish can be repeated. The token is
+    that of `hf auth login` or HF_TOKEN.
+
+    Args:
+        folder: what `save_pretrained` has written, such as RUN/pipeline.
+        repo: Hub id, user/name; made if it does not exist.
+        private: make a new repository private.
+        dry_run: a new or empty folder that everything is written to, instead of the Hub.
+        evaluation: the `metrics.json` of `c-diffset evaluate` for this model, or its folder: the card's metrics.
+        grid: a PNG with pictures for the card; only where the licence of the data lets them be shown.
+        license: identifier of the weights' licence; follows from the base where that is Stable Diffusion.
+        base_model: Hub id that the weights come from, where the run does not tell.
+        datasets: Hub ids of the training data, where the run does not tell.
+        pixel_size: metres a pixel of the training data, where the data do not tell.
+        message: of the commit.
+        overwrite: replace what a repository holds, even where that is another model.
+
+    Returns:
+        The address of the commit, or the dry run's folder.
+
+    Raises:
+        ValueError: an unfit id, licence or evaluation; a folder with pickles, links or foreign parts; a repository with
+            another model.
+        FileNotFoundError: an incomplete folder.
+        PermissionError: no token.
+        OSError: the connection was lost, or the Hub refuses; the message says whether anything was committed.
+    """
+    folder, facts = Path(folder), {"license": license, "base_model": base_model, "datasets": datasets}
+    check_repo_id(repo)
+    fill = partial(assemble, folder, repo, evaluation=evaluation, grid=grid, pixel_size=pixel_size, **facts)
+    if dry_run is not None:
+        write_aside(Path(dry_run), partial(fill, place=shutil.copyfile))
+        print(f"{dry_run}: complete, nothing was sent")
+        return str(dry_run)
+    with tempfile.TemporaryDirectory(prefix="c_diffset_publish_") as aside:
+        check_token()
+        fill(Path(aside), place=lambda source, target: os.symlink(os.path.abspath(source), target))
+        return _send(Path(aside), repo, private, message, overwrite)
+
+
+def check_target(repo: str) -> None:
+    """Refuse, before long work whose result is to be published, a `repo` that is no Hub id, and a missing token.
+
+    Raises:
+        ValueError: it is not of the form user/name.
+        PermissionError: no token.
+    """
+    check_repo_id(repo)
+    check_token()
+
+
+def write_aside(target: Path, fill: Callable[[Path], object]) -> None:
+    """Let `fill` write a folder aside, then put it in place; FileExistsError where something is there already."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target} exists and is not an empty folder: name another one")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{target.name}.", suffix=".partial", dir=target.parent) as aside:
+        whole = Path(aside, "whole")
+        whole.mkdir()
+        fill(whole)
+        whole.replace(target)
+
+
+# ------------------------------------------------------------------------------------------------- what is sent
+
+
+def assemble(
+    folder: Path,
+    repo: str,
+    target: Path,
+    place: Callable[[Path, Path], object],
+    evaluation: str | os.PathLike | None = None,
+    grid: str | os.PathLike | None = None,
+    license: str | None = None,
+    base_model: str | None = None,
+    datasets: list[str] | None = None,
+    pixel_size: float | None = None,
+) -> None:
+    """Write the complete repository into the empty folder `target`; `place(source, target)` puts large files there.
+
+    Arguments and errors as for `publish`.
+    """
+    files = pipeline_files(folder)
+    lineage = ancestors(folder)
+    for name in [base_model, *(datasets or [])]:
+        if name is not None:
+            check_repo_id(name)
+    base_model = base_model or next((name for name in reversed(lineage) if is_hub_id(name)), None)
+    origins = [*lineage, *component_origins(folder, files), *([base_model] if base_model else [])]
+    inherited = inherited_license(read_json(folder / "unet" / "config.json"), origins)
+    license = choose_license(license, inherited)
+    origin = base_model or (inherited[0] if inherited else None) or (public_name(lineage[-1]) if lineage else None)
+    report = None if evaluation is None else read_evaluation(Path(evaluation), folder, repo)
+    run = read_run(folder)
+
+    _copy(folder, files, target, place)
+    if grid is not None:
+        _copy_picture(Path(grid), target / "grid.png")
+    pipe = CDiffSETPipeline.from_pretrained(target)
+    pipe.check_channels()
+    weights = {name: _checksum(target / name) for name in files if name.endswith(".safetensors")}
+    facts = Facts(
+        repo=repo,
+        pipe=pipe,
+        license=license,
+        base_model=base_model,
+        origin=origin,
+        datasets=datasets or ([run.source] if run and run.source and is_hub_id(run.source) else []),
+        run=run,
+        evaluation=report,
+        has_grid=grid is not None,
+        pixel_size=pixel_size or _pixel_size(run),
+        weights=weights,
+    )
+    item = mlm_item(pipe, repo, license, origin, weights)
+    (target / "README.md").write_text(model_card(facts), encoding="utf-8")
+    (target / "mlm.json").write_text(json.dumps(item, indent=2) + "\n", encoding="utf-8")
+    sums = "".join(f"{sha256}  {name}\n" for name, (_, sha256) in weights.items())
+    (target / "checksums.sha256").write_text(sums, encoding="utf-8")
+    left = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    left = [name for name in (path.relative_to(folder).as_posix() for path in left) if name not in {*files, *GENERATED}]
+    if left:
+        print(f"left out, as they are no part of the pipeline: {', '.join(left[:5])}{' ...' * (len(left) > 5)}")
+
+
+def _copy(folder: Path, files: list[str], target: Path, place: Callable[[Path, Path], object]) -> None:
+    """The pipeline's files; configurations without the folders of this machine, and code where there is none yet."""
+    for name in files:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        content = read_json(folder / name) if name.endswith(".json") else None
+        if content is not None and without_paths(content) != content:
+            (target / name).write_text(json.dumps(without_paths(content), indent=2) + "\n", encoding="utf-8")
+        else:
+            place(folder / name, target / name)
+    if CODE not in files:
+        (target / CODE).write_text(SOURCE, encoding="utf-8")
+
+
+def _copy_picture(source: Path, target: Path) -> None:
+    """The pixels of a PNG, without whatever else its file holds."""
+    if source.suffix.lower() != ".png" or not source.is_file():
+        raise FileNotFoundError(f"grid {source}: expected a PNG file, such as the grid.png of `c-diffset evaluate`")
+    with PIL.Image.open(source, formats=("PNG",)) as picture:
+        picture.convert("RGB").save(target, "PNG")
+
+
+def _checksum(path: Path) -> tuple[int, str]:
+    """Bytes and SHA-256."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return path.stat().st_size, digest.hexdigest()
+
+
+def read_evaluation(path: Path, folder: Path, repo: str) -> dict:
+    """The report of `c-diffset evaluate` on this model.
+
+    Raises:
+        ValueError: it is on another model, or no such report.
+    """
+    path = path / "metrics.json" if path.is_dir() else path
+    report = read_json(path)
+    missing = [key for key in ("model", "data", "split", "n", "mean") if key not in report]
+    if missing:
+        raise ValueError(f"{path} has no {missing[0]!r}: expected the metrics.json of `c-diffset evaluate`")
+    model = Path(report["model"])
+    if report["model"] != repo and (model.exists() and not model.samefile(folder)):
+        raise ValueError(f"{path} is about {report['model']}, not {folder}: evaluate the model that you publish")
+    return report
+
+
+def _pixel_size(run: Run | None) -> float | None:
+    """Metres a pixel of the run's pairs, from the georeference of the first SAR image; None where none can be read."""
+    if run is None or run.source is None or not Path(run.source).exists():
+        return None
+    with suppress(ValueError, OSError):  # data that have moved or changed since
+        path = load_pairs(run.source, list_splits(run.source)[0])[0]["sar"]["path"] or ""
+        with rasterio.open(path, driver="GTiff") as raster:
+            metric = raster.crs is not None and raster.crs.is_projected and raster.crs.linear_units_factor[1] == 1
+            return round(abs(raster.transform.a), 3) if metric else None
+    return None
+
+
+# -------------------------------------------------------------------------------------------------------- the Hub
+
+
+def _send(folder: Path, repo: str, private: bool, message: str, overwrite: bool) -> str:
+    """Commit an assembled folder; returns the commit's address."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    repository = Repository(repo, "model")
+    if not overwrite:
+        check_same_model(repository, folder)
+    repository.create(private)
+    additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names]
+    repository.upload(additions)
+    url = repository.commit(additions, _stale(repository, names, overwrite), message)
+    print(f"published: {repository.url}")
+    return url
+
+
+def _stale(repository: Repository, names: list[str], overwrite: bool) -> list[str]:
+    """Files of the repository that do not go with the new model: parts of an old one; with `overwrite`, all others."""
+    others = [name for name in repository.files if name not in {*names, *UNTOUCHED}]
+    if overwrite:
+        return others
+    ours = {*COMPONENTS, *GENERATED}
+    return [name for name in others if name.split("/")[0] in ours or name.lower().endswith(PICKLES)]
+
+
+def check_same_model(repository: Repository, folder: Path) -> None:
+    """Refuse a repository that holds something else than an earlier state of this model.
+
+    Raises:
+        ValueError: its pipeline is of another class, or has another UNet or another SAR input; or it holds other files.
+    """
+    where = f"{repository.url} exists and holds"
+    way_out = "choose another repository, or set overwrite to replace it"
+    index = repository.read_json(INDEX)
+    if index is None:
+        others = [name for name in repository.files if name not in (*PLAIN_FILES, *GENERATED)]
+        if others:
+            raise ValueError(f"{where} no pipeline of this project, but {', '.join(others[:3])}: {way_out}")
+        return
+    own = read_json(folder / INDEX)
+    for key in ("_class_name", "unet", "vae", "sar_transform"):
+        found, expected = index.get(key), own.get(key)
+        if found != expected:
+            raise ValueError(f"{where} another model ({key} is {found}, not {expected}): {way_out}")
+    for part in ("unet", "vae"):
+        if own.get(part, [None])[0] is None:
+            continue
+        found, expected = repository.read_json(f"{part}/config.json") or {}, read_json(folder / part / "config.json")
+        for key in sorted(found.keys() | expected.keys()):
+            one, other = found.get(key), expected.get(key)
+            if not key.startswith("_") and one != other:
+                raise ValueError(f"{where} another model ({key} of the {part} is {one}, not {other}): {way_out}")
