@@ -23,8 +23,10 @@ from rasterio.windows import Window
 from c_diffset.data.synthetic import make_pair, to_display
 from c_diffset.loading import Precision, load_pipeline
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
-from c_diffset.scenes.canvas import ArraySource, scene_grid, translate_windows
+from c_diffset.scenes.canvas import ArraySource, SceneCanvas, scene_grid, translate_windows
+from c_diffset.scenes.raster import SarRaster
 from c_diffset.scenes.scene import SceneOptions, translate_scene
+from c_diffset.scenes.team import Team
 
 TILE, OVERLAP = 512, 64
 
@@ -116,20 +118,21 @@ def differences(ground: np.ndarray, pipe: CDiffSETPipeline, steps: int) -> dict:
 
 
 def scene_speed(scene: Path, folder: Path, pipe: CDiffSETPipeline, rounds: int, confidence: bool) -> dict:
-    """Pixels a second of a whole translation, files included, over those of the bare model on tiles at hand."""
-    with rasterio.open(scene) as raster:
-        source = ArraySource(raster.read(1), pipe.config.sar_transform)
-    boxes = scene_grid(pipe, source, TILE, OVERLAP).scaled(pipe.vae_scale_factor).boxes
+    """Pixels a second of a whole translation, files included, over those of the bare model on the same tiles."""
+    source = SarRaster(scene, pipe.config.sar_transform)
+    grid = scene_grid(pipe, source, TILE, OVERLAP)
+    boxes = grid.scaled(pipe.vae_scale_factor).boxes
     seen = sum(height * width for height, width in (box.size for box in boxes))  # pixels of all tiles
-    rounds_of_bare, batch = -(-seen // (4 * TILE**2)), 4
-    sar = torch.rand(batch, pipe.vae.config.in_channels if pipe.vae else 1, TILE, TILE) * 2 - 1
-    noise = torch.randn(batch, pipe.eo_channels, *(TILE // pipe.vae_scale_factor,) * 2)
+    canvas = SceneCanvas(source, pipe, 1, 0, grid, 4, Team(), None, lambda passes: None)
+    batches = [(len(batch), boxes[batch[0]].size) for batch in canvas.batches(range(len(boxes)))]
+    channels = pipe.vae.config.in_channels if pipe.vae else 1
 
     @torch.no_grad()
     def bare() -> None:
-        for _ in range(rounds_of_bare):
-            latents = pipe.encode(sar).float()
-            pipe.decode(pipe.predict(latents, noise, torch.tensor(999), pipe.prompt_kwargs(batch))[0])
+        for count, (height, width) in batches:
+            latents = pipe.encode(torch.rand(count, channels, height, width) * 2 - 1).float()
+            noise = torch.randn(count, pipe.eo_channels, *latents.shape[2:])
+            pipe.decode(pipe.predict(latents, noise, torch.tensor(999), pipe.prompt_kwargs(count))[0])
 
     def whole() -> None:
         translate_scene(scene, pipe, folder, SceneOptions(1, tile_size=TILE, overlap=OVERLAP), confidence=confidence)
@@ -138,7 +141,7 @@ def scene_speed(scene: Path, folder: Path, pipe: CDiffSETPipeline, rounds: int, 
     pixels = source.size[0] * source.size[1]
     return {
         "scene_mpix_per_second": pixels / 1e6 / whole_time,
-        "scene_share_of_bare_model": seen / whole_time / (rounds_of_bare * batch * TILE**2 / bare_time),
+        "scene_share_of_bare_model": bare_time / whole_time,
         "scene_tile_pixels_over_pixels": seen / pixels,
     }
 

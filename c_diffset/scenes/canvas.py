@@ -6,6 +6,7 @@ step, so that tiles agree at every noise level (joint diffusion over windows: Mu
 """
 
 import copy
+import mmap
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ class Source(Protocol):
     def read(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
         """Channels x H x W in [-1, 1] as the model sees them, and bool H x W, True where valid."""
 
+    def valid(self, box: Box) -> np.ndarray:
+        """The second of these alone."""
+
 
 @dataclass
 class SceneWindow:
@@ -74,7 +78,7 @@ class ArraySource:
     """
 
     def __init__(self, image, sar_transform: dict, valid=None, origin: tuple[int, int] = (0, 0)):
-        self.image, self.valid, self.sar_transform, self.origin = image, valid, sar_transform, origin
+        self.image, self.mask, self.sar_transform, self.origin = image, valid, sar_transform, origin
         if len(image.shape) not in (2, 3):
             raise ValueError(f"an image of shape {tuple(image.shape)}, expected H x W or H x W x bands")
         self.size = tuple(image.shape[:2])
@@ -84,8 +88,12 @@ class ArraySource:
     def read(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
         """As `Source.read`."""
         window = box.slices()[1:]
-        valid = None if self.valid is None else np.asarray(self.valid[window], bool)
-        return to_model(np.asarray(self.image[window]), valid, self.sar_transform)
+        mask = None if self.mask is None else np.asarray(self.mask[window], bool)
+        return to_model(np.asarray(self.image[window]), mask, self.sar_transform)
+
+    def valid(self, box: Box) -> np.ndarray:
+        """As `Source.valid`."""
+        return self.read(box)[1]
 
 
 def to_model(image: np.ndarray, valid: np.ndarray | None, sar_transform: dict) -> tuple[np.ndarray, np.ndarray]:
@@ -130,7 +138,10 @@ class Store:
 
     def __setitem__(self, key, array: np.ndarray) -> None:
         if self.folder is None:
-            self.arrays[key] = array
+            # outside of the heap, where what stays between large activations would tear its free space apart
+            pages = np.frombuffer(mmap.mmap(-1, array.nbytes), array.dtype).reshape(array.shape)
+            pages[:] = array
+            self.arrays[key] = pages
             return
         try:
             np.save(self._path(key), np.ascontiguousarray(array))  # else element by element
@@ -284,14 +295,18 @@ class SceneCanvas:
             top, left = row * WINDOW, column * WINDOW
             yield self._window(Box(top, left, min(top + WINDOW, height), min(left + WINDOW, width)))
 
-    def _mine(self, tiles: Iterable[int]) -> list[list[int]]:
-        """This process's batches, each of tiles of one size."""
+    def batches(self, tiles: Iterable[int]) -> list[list[int]]:
+        """What the model sees together: tiles of one size."""
         batches, size_of = [], lambda tile: self.grid.boxes[tile].size
         for _, same_size in groupby(sorted(tiles, key=size_of, reverse=True), key=size_of):
             numbers = list(same_size)
             starts = range(0, len(numbers), self.batch_size)
             batches += [numbers[start : start + self.batch_size] for start in starts]
-        return self.team.mine(batches)
+        return batches
+
+    def _mine(self, tiles: Iterable[int]) -> list[list[int]]:
+        """This process's batches."""
+        return self.team.mine(self.batches(tiles))
 
     def _on_ground(self, tile: int) -> Box:
         return self.grid.boxes[tile].moved(*(-side for side in self.grid.origin))
@@ -353,7 +368,7 @@ class SceneCanvas:
         self.stores["latents"][block] = stepped.numpy()
 
     def _window(self, box: Box) -> SceneWindow:
-        valid = self.source.read(box)[1]
+        valid = self.source.valid(box)
         eo, maps = np.zeros((*box.size, 3), np.uint8), {}
         if self.pipe.predicts_variance:
             names = ["confidence", "expected_error"] if self.knots else ["confidence"]

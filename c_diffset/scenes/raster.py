@@ -167,6 +167,15 @@ class SarRaster:
             except ValueError as error:
                 raise ValueError(f"{self.path}, rows {box.top} to {box.bottom}: {error}") from None
 
+    def valid(self, box: Box) -> np.ndarray:
+        """Bool H x W, True where `read` finds valid pixels.
+
+        Raises:
+            OSError: as `read`.
+        """
+        with reading(self.path):
+            return self._read(box)[1]
+
     def _around(self, box: Box) -> Box:
         margin = HALO + FILL_MARGIN
         wider = Box(box.top - margin, box.left - margin, box.bottom + margin, box.right + margin)
