@@ -45,7 +45,7 @@ ARGUMENTS = {
     "calibrate": {
         "--num_inference_steps": {"nargs": "+", "type": int, "help": "each calibrated by itself; else the model's"},
     },
-    "evaluate": {"--model": {"required": True, "help": "folder or Hub id of the model"}},
+    "evaluate": {"--model": {"required": True, "nargs": "+", "help": "folder or Hub id; several are compared"}},
 }
 HELP = f"""usage: c-diffset COMMAND [OPTION ...]
 
@@ -71,8 +71,8 @@ def command_parser(name: str) -> tuple[ArgumentParser, object]:
 
 
 def _spell_out_flags(args: list[str], function) -> list[str]:
-    """`--dry_run` for `--dry-run`; `--confidence` for `--confidence true`, and likewise for every parameter that is False by default."""
-    args = [re.sub(r"^--[\w-]+", lambda name: "--" + name.group()[2:].replace("-", "_"), arg) for arg in args]
+    """`--dry_run` for `--dry-run`, and `--confidence` for `--confidence true`, as for all that is False by default."""
+    args = [re.sub(r"(?<=\w)-(?=\w)", "_", arg) if re.fullmatch(r"--[\w-]+", arg) else arg for arg in args]
     flags = {f"--{name}" for name, parameter in signature(function).parameters.items() if parameter.default is False}
     spelt = []
     for arg, following in zip(args, [*args[1:], ""], strict=True):

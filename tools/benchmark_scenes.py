@@ -130,9 +130,12 @@ def scene_speed(scene: Path, folder: Path, pipe: CDiffSETPipeline, rounds: int, 
     @torch.no_grad()
     def bare() -> None:
         for count, (height, width) in batches:
-            latents = pipe.encode(torch.rand(count, channels, height, width) * 2 - 1).float()
+            images = torch.rand(count, 1, channels, height, width) * 2 - 1
+            latents = torch.cat([pipe.encode(image).float() for image in images])
             noise = torch.randn(count, pipe.eo_channels, *latents.shape[2:])
-            pipe.decode(pipe.predict(latents, noise, torch.tensor(999), pipe.prompt_kwargs(count))[0])
+            prediction = pipe.predict(latents, noise, torch.tensor(999), pipe.prompt_kwargs(count))[0]
+            for result in prediction[:, None]:
+                pipe.decode(result)
 
     def whole() -> None:
         translate_scene(scene, pipe, folder, SceneOptions(1, tile_size=TILE, overlap=OVERLAP), confidence=confidence)

@@ -21,7 +21,8 @@ MIN_VALID = 0.5  # crops with a smaller valid fraction are left out
 class PairResult:
     """One evaluated image: its metrics, and float tensors on the CPU.
 
-    `sar`, `generated`, `eo`: 3 x H x W in [0, 1], SAR in grey, nodata black; `confidence`: H x W in (0, 1] or None.
+    `sar`, `generated`, `eo`: 3 x H x W in [0, 1], SAR in grey, nodata black; `confidence`: H x W in (0, 1] or None;
+    `mask`: H x W, bool, True = valid, or None where every pixel is.
     """
 
     id: str
@@ -30,6 +31,7 @@ class PairResult:
     generated: Tensor
     eo: Tensor
     confidence: Tensor | None
+    mask: Tensor | None = None
 
     @property
     def pictures(self) -> list[Tensor | None]:
@@ -70,7 +72,8 @@ def evaluate_pairs(
         on_device = [None if x is None else x.to(device) for x in (generated, eo, sar, output.confidence, mask)]
         for i, metrics in enumerate(measure(*on_device, lpips_model=lpips_model)):
             confidence = None if output.confidence is None else output.confidence[i].float()
-            yield PairResult(batch[i].id, metrics, sar[i], generated[i], eo[i], confidence)
+            valid = None if mask is None else mask[i, 0].bool()
+            yield PairResult(batch[i].id, metrics, sar[i], generated[i], eo[i], confidence, valid)
         number += len(batch)
 
 

@@ -2,32 +2,25 @@
 
 import csv
 import io
-import json
-import math
 import os
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
 import lpips
 import numpy as np
+import PIL.Image
 import torch
-from datasets import Dataset
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from c_diffset.data.pairs import Pair, Pairs, list_splits, load_pairs, read_pair
+from c_diffset.data.pairs import list_splits, load_pairs
+from c_diffset.evaluation.compare import compare, to_json, unique_names, write_files
+from c_diffset.evaluation.gallery import Gallery, gallery_of
 from c_diffset.evaluation.grid import make_grid
-from c_diffset.evaluation.images import (
-    PairResult,
-    crop_pairs,
-    evaluate_pairs,
-    floors_and_ceiling,
-    mean_colour_of,
-    mean_metrics,
-)
+from c_diffset.evaluation.images import PairResult, evaluate_pairs, floors_and_ceiling, mean_metrics
 from c_diffset.evaluation.metrics import (
     convention,
     frechet_distance,
@@ -36,19 +29,21 @@ from c_diffset.evaluation.metrics import (
     load_lpips,
     lpips_features,
 )
+from c_diffset.evaluation.page import make_page
+from c_diffset.evaluation.reliability import PixelSample
+from c_diffset.evaluation.split import SplitPairs, is_remote, split_against_train, train_colour
 from c_diffset.loading import Precision, load_pipeline
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 
 GRID_LABELS = ("SAR", "generated", "EO", "confidence")
-MEAN_COLOUR_PAIRS = 500  # enough for a mean: reading a large training split whole would take hours
-ORIGIN_COLUMNS = ("region", "scene", "sar_product", "eo_product")
 
+Model = CDiffSETPipeline | str | os.PathLike
 Features = dict[str, Callable[[Tensor], Tensor]]
 LeftOut = list[dict[str, str]]
 
 
 def evaluate(
-    model: CDiffSETPipeline | str | os.PathLike,
+    model: Model | list[Model],
     data: str | os.PathLike,
     split: str = "test",
     output: str | os.PathLike | None = None,
@@ -69,10 +64,13 @@ def evaluate(
     overwrite: bool = False,
     vae: str | None = None,
 ) -> dict:
-    """Evaluate a model on a split, print a table, and write `metrics.json`, `per_image.csv` and `grid.png`.
+    """Evaluate a model on a split, print a table, and write `metrics.json`, `per_image.csv`, `grid.png`, `report.html`.
+
+    Several models are measured one after the other on the same images with the same noise. Each has its files in a
+    folder of its own, `0_NAME` and so on; the page and `differences.json` compare them with the first.
 
     Args:
-        model: a pipeline, its folder or its Hub id. The progress bar of a given pipeline is switched off.
+        model: a pipeline, its folder or its Hub id, or several. The progress bar of a given pipeline is switched off.
         data: what `load_pairs` reads.
         split: the split of `data`.
         output: a new or empty folder; None writes nothing.
@@ -95,145 +93,161 @@ def evaluate(
 
     Returns:
         What `metrics.json` holds: the protocol, `mean`, `floors`, `ceiling` (the true EO image after the autoencoder's
-        round trip; None in pixel space), `left_out` (metric and reason) and `images`.
+        round trip; None in pixel space), `left_out` (metric and reason) and `images`. For several models: `models`, a
+        list of that, and `differences` as `make_page` takes them.
 
     Raises:
         FileExistsError: `output` is not empty, and `overwrite` is not set.
         ValueError: `vae` does not fit the model, or comes with a pipeline in memory.
         ValueError, OSError: unusable data, model or weights files; the message names them.
     """
+    models = list(model) if isinstance(model, list | tuple) else [model]
     _check_output(output, overwrite)
-    if vae is not None and isinstance(model, CDiffSETPipeline):
-        raise ValueError("vae is set, but the model is a pipeline in memory: give it to `load_pipeline` instead")
-    pairs = SplitPairs(load_pairs(data, split), crop_size, max_images)
-    pipe = model if isinstance(model, CDiffSETPipeline) else load_pipeline(model, revision, device, dtype, vae)
-    pipe.set_progress_bar_config(disable=True)
+    _check_models(models, revision, vae)
     left_out: LeftOut = []
-    lpips_model = _load_lpips(lpips_net, lpips_weights, download, pipe.device, left_out)
-    features = _load_features(lpips_model, inception_weights, download, pipe.device, left_out)
-    train_rows = load_pairs(data, "train", streaming=_is_remote(data)) if "train" in list_splits(data) else None
-    mean_colour = mean_colour or _train_colour(train_rows, left_out)
-
-    results = evaluate_pairs(pipe, pairs, num_inference_steps, batch_size, seed, lpips_model)
-    results = tqdm(results, "evaluate", pairs.expected_images, unit="image")
-    images, pictures, vectors = _collect(results, features, grid_rows, pipe.device)
-    if not images:
-        raise ValueError(f"{data}, split {split}: no image to evaluate (crop_size {crop_size})")
-    again = tqdm(pairs, "floors and ceiling", len(images), leave=False)
-    floors, ceiling = floors_and_ceiling(again, pipe, mean_colour, lpips_model)
-    report = {
-        "model": str((pipe.name_or_path or "in memory") if isinstance(model, CDiffSETPipeline) else model),
-        "revision": revision,
+    lpips_model = _load_lpips(lpips_net, lpips_weights, download, left_out)
+    features = _load_features(lpips_model, inception_weights, download, left_out)
+    train_rows = load_pairs(data, "train", streaming=is_remote(data)) if "train" in list_splits(data) else None
+    pairs = SplitPairs(load_pairs(data, split), crop_size, max_images)
+    protocol = {
         "data": str(data),
         "split": split,
         "split_against_train": split_against_train(pairs.rows, train_rows) if split != "train" else [],
-        "n": len(images),
-        "seed": seed,
-        **pairs.describe(),
-        **_describe_sampling(pipe, num_inference_steps),
-        "mean": mean_metrics(images) | _distances(vectors, left_out),
-        "floors": floors,
-        "ceiling": ceiling,
-        "mean_colour": mean_colour,
-        "left_out": left_out,
-        "images": images,
     }
-    report["conventions"] = {metric: convention(metric) for metric in report["mean"]}
-    print(quality_table(report))
+    mean_colour = mean_colour or train_colour(train_rows, left_out)
+    session = Session(
+        pairs, protocol, num_inference_steps, batch_size, seed, grid_rows, lpips_model, features, mean_colour, left_out
+    )
+    names, reports, galleries = unique_names([name_of(each) for each in models]), [], []
+    for i, each in enumerate(models):
+        pipe = each if isinstance(each, CDiffSETPipeline) else load_pipeline(each, revision, device, dtype, vae)
+        gallery = Gallery(chosen=set(galleries[0].pictures)) if galleries else Gallery()
+        report, grid = session.measure(pipe, {"model": name_of(each), "revision": revision}, gallery)
+        print(quality_table(report))
+        reports.append(report)
+        galleries.append(gallery)
+        if output is not None and len(models) > 1:
+            write_files(_files(report, grid), Path(output, f"{i}_{names[i].replace('/', '-')}"))
+    gallery = gallery_of(galleries, names, [report["images"] for report in reports])
+    if len(models) == 1:
+        if output is not None:
+            page = make_page(reports, names, gallery=gallery)
+            write_files({"report.html": page.encode()} | _files(report, grid), Path(output))
+        return report
+    differences = compare(reports, names)
     if output is not None:
-        _write(report, make_grid(pictures, GRID_LABELS), Path(output))
-    return report
-
-
-# --------------------------------------------------------------------------------------------- what is evaluated
-
-
-class SplitPairs:
-    """The pairs of a split, read anew in every pass: whole or in crops, the first `max_images` of them."""
-
-    def __init__(self, rows: Pairs, crop_size: int | None, max_images: int | None):
-        self.rows, self.crop_size, self.max_images = rows, crop_size, max_images
-        self.pixels_read = self.pixels_used = self.pairs_read = 0
-
-    def __iter__(self) -> Iterator[Pair]:
-        self.pixels_read = self.pixels_used = self.pairs_read = 0
-        whole = self._read()
-        for pair in islice(crop_pairs(whole, self.crop_size) if self.crop_size else whole, self.max_images):
-            self.pixels_used += pair.eo[..., 0].size
-            yield pair
-
-    def _read(self) -> Iterator[Pair]:
-        for row in self.rows:
-            pair = read_pair(row)
-            self.pairs_read += 1
-            self.pixels_read += pair.eo[..., 0].size
-            yield pair
-
-    @property
-    def expected_images(self) -> int | None:
-        """How many images there will be, where that is known beforehand."""
-        return self.max_images if self.crop_size else min(len(self.rows), self.max_images or len(self.rows))
-
-    def describe(self) -> dict:
-        """What the last complete pass covered."""
-        return {
-            "pairs": f"{self.pairs_read} of {len(self.rows)}",
-            "crop_size": self.crop_size,
-            "max_images": self.max_images,
-            "fraction_of_pixels": round(self.pixels_used / self.pixels_read, 4),
-        }
-
-
-def split_against_train(rows: Pairs, train_rows: Pairs | None) -> list[str]:
-    """Facts on how far a split is apart from the train split: shared regions or products, and overlapping ground."""
-    if train_rows is None or not isinstance(train_rows, Dataset):
-        return ["unknown: the train split is absent, or too far away to read"]
-    facts = []
-    for column in set(ORIGIN_COLUMNS) & set(rows.column_names) & set(train_rows.column_names):
-        own, trained = set(rows[column]), set(train_rows[column])
-        facts.append(f"{len(own & trained)} of {len(own)} values of {column} occur in train too")
-    if {"bounds", "crs"} <= set(rows.column_names) & set(train_rows.column_names):
-        count = _count_overlaps(rows, train_rows)
-        facts.append(f"{count} of {len(rows)} images overlap with the bounds of a train image")
-    return sorted(facts) or ["unknown: the metadata name neither origin nor bounds"]
-
-
-def _count_overlaps(rows: Dataset, train_rows: Dataset) -> int:
-    """How many rows share ground with a train row: `bounds` are left, bottom, right, top in `crs`."""
-    trained = np.array(train_rows["bounds"], dtype=float)
-    trained_crs = np.array(train_rows["crs"])
-    count = 0
-    for (left, bottom, right, top), crs in zip(rows["bounds"], rows["crs"], strict=True):
-        apart = (trained[:, 0] >= right) | (trained[:, 2] <= left) | (trained[:, 1] >= top) | (trained[:, 3] <= bottom)
-        count += bool((~apart & (trained_crs == crs)).any())
-    return count
-
-
-def _is_remote(data: str | os.PathLike) -> bool:
-    return not Path(data).exists()
-
-
-def _train_colour(rows: Pairs | None, left_out: LeftOut) -> list[float] | None:
-    """The mean colour of at most `MEAN_COLOUR_PAIRS` pairs, evenly spread, or the first ones of a remote data set."""
-    if rows is None:
-        left_out.append({"metric": "floor mean_colour", "reason": "the data have no train split, and none was given"})
-        return None
-    if isinstance(rows, Dataset):
-        some = rows.select(range(0, len(rows), math.ceil(len(rows) / MEAN_COLOUR_PAIRS)))
-    else:
-        some = rows.take(MEAN_COLOUR_PAIRS)
-    return mean_colour_of(map(read_pair, some))
+        files = {"report.html": make_page(reports, names, differences, gallery).encode()}
+        write_files(files | {"differences.json": to_json(differences)}, Path(output))
+    return {"models": reports, "differences": differences}
 
 
 # ------------------------------------------------------------------------------------------ models and their use
 
 
-def _load_lpips(net, weights, download, device, left_out: LeftOut) -> lpips.LPIPS | None:
+def name_of(model: Model) -> str:
+    """Where a model is from."""
+    return str((model.name_or_path or "in memory") if isinstance(model, CDiffSETPipeline) else model)
+
+
+def _check_models(models: list[Model], revision: str | None, vae: str | None) -> None:
+    """Find what is wrong with any of the models before the first is measured."""
+    if vae is not None and any(isinstance(model, CDiffSETPipeline) for model in models):
+        raise ValueError("vae is set, but the model is a pipeline in memory: give it to `load_pipeline` instead")
+    for model in models:
+        if not isinstance(model, CDiffSETPipeline):
+            CDiffSETPipeline.load_config(model, revision=revision)
+
+
+@dataclass
+class Session:
+    """What all models of a run share: the images, how they are sampled, and what measures them."""
+
+    pairs: SplitPairs
+    protocol: dict
+    num_inference_steps: int | None
+    batch_size: int
+    seed: int
+    grid_rows: int
+    lpips_model: lpips.LPIPS | None
+    features: Features
+    mean_colour: list[float] | None
+    left_out: LeftOut
+
+    def measure(self, pipe: CDiffSETPipeline, identity: dict, gallery: Gallery) -> tuple[dict, PIL.Image.Image]:
+        """The report on one model, and its picture grid; `gallery` sees every image."""
+        pipe.set_progress_bar_config(disable=True)
+        for module in (self.lpips_model, self.features.get("")):
+            if module is not None:
+                module.to(pipe.device)
+        images, pictures, vectors, pixels = self._collect(pipe, gallery)
+        if not images:
+            data, split = self.protocol["data"], self.protocol["split"]
+            raise ValueError(f"{data}, split {split}: no image to evaluate (crop_size {self.pairs.crop_size})")
+        again = tqdm(self.pairs, "floors and ceiling", len(images), leave=False)
+        floors, ceiling = floors_and_ceiling(again, pipe, self.mean_colour, self.lpips_model)
+        left_out = list(self.left_out)
+        means = mean_metrics(images) | _distances(vectors, left_out)
+        threshold = (pipe.config.calibration or {}).get("threshold")
+        report = {
+            **identity,
+            **self.protocol,
+            "n": len(images),
+            "seed": self.seed,
+            **self.pairs.describe(),
+            **_describe_sampling(pipe, self.num_inference_steps),
+            "mean": means,
+            "conventions": {metric: convention(metric) for metric in means},
+            "floors": floors,
+            "ceiling": ceiling,
+            "mean_colour": self.mean_colour,
+            "trust": pixels.report(threshold) if pixels.images else None,
+            "left_out": left_out,
+            "images": images,
+        }
+        return report, make_grid(pictures, GRID_LABELS)
+
+    def _collect(self, pipe: CDiffSETPipeline, gallery: Gallery):
+        """Rows of metrics and of pictures, for every feature function those of generated and EO images, and pixels."""
+        results = evaluate_pairs(
+            pipe, self.pairs, self.num_inference_steps, self.batch_size, self.seed, self.lpips_model
+        )
+        results = tqdm(results, "evaluate", self.pairs.expected_images, unit="image")
+        images, pictures, pixels = [], [], PixelSample()
+        vectors = {name: ([], []) for name in self.features}
+        for number, result in enumerate(results):
+            images.append({"id": result.id, **result.metrics})
+            gallery.add(number, result)
+            if number < self.grid_rows:
+                pictures.append(result.pictures)
+            if result.confidence is not None:
+                add_pixels(pixels, result)
+            for name, feature in self.features.items():
+                for image, kept in zip((result.generated, result.eo), vectors[name], strict=True):
+                    kept.append(feature(image[None].to(pipe.device)).cpu())
+        return images, pictures, vectors, pixels
+
+
+def add_pixels(sample: PixelSample, result: PairResult) -> None:
+    """Add one image's errors and what predicts them: the model's variance, and as a baseline the SAR image's gradient.
+
+    The gradient's magnitude costs nothing, and edges are where images go wrong.
+    """
+    error = (result.generated - result.eo).abs().mean(0).numpy(force=True) * 255
+    uncertainties = {
+        "predicted variance": 1 / result.confidence.double().numpy(force=True) - 1,
+        "SAR gradient": np.hypot(*np.gradient(result.sar[0].numpy(force=True))),
+    }
+    optional = [getattr(result, name, None) for name in ("expected_error", "error_probability", "mask")]
+    expected, probability, mask = (None if x is None else x.numpy(force=True) for x in optional)
+    sample.add(error, uncertainties, expected, probability, mask=mask)
+
+
+def _load_lpips(net, weights, download, left_out: LeftOut) -> lpips.LPIPS | None:
     if net is None:
         left_out.append({"metric": "lpips", "reason": "lpips_net is not set"})
         return None
     try:
-        return load_lpips(net, weights, download).to(device)
+        return load_lpips(net, weights, download)
     except OSError as error:
         if weights is not None:
             raise
@@ -241,11 +255,11 @@ def _load_lpips(net, weights, download, device, left_out: LeftOut) -> lpips.LPIP
         return None
 
 
-def _load_features(lpips_model, inception_weights, download, device, left_out: LeftOut) -> Features:
+def _load_features(lpips_model, inception_weights, download, left_out: LeftOut) -> Features:
     """Feature functions by the suffix of the metrics they serve: "" for FID and KID proper."""
     features: Features = {}
     try:
-        features[""] = load_inception(inception_weights, download).to(device)
+        features[""] = load_inception(inception_weights, download)
     except OSError as error:
         if inception_weights is not None:
             raise
@@ -253,20 +267,6 @@ def _load_features(lpips_model, inception_weights, download, device, left_out: L
     if lpips_model is not None:
         features[f"_lpips_{lpips_model.pnet_type}"] = lpips_features(lpips_model)
     return features
-
-
-def _collect(results: Iterable[PairResult], features: Features, grid_rows: int, device):
-    """Rows of metrics, rows of pictures, and for every feature function the features of generated and EO images."""
-    images, pictures = [], []
-    vectors = {name: ([], []) for name in features}
-    for result in results:
-        images.append({"id": result.id, **result.metrics})
-        if len(pictures) < grid_rows:
-            pictures.append(result.pictures)
-        for name, feature in features.items():
-            for image, kept in zip((result.generated, result.eo), vectors[name], strict=True):
-                kept.append(feature(image[None].to(device)).cpu())
-    return images, pictures, vectors
 
 
 def _distances(vectors: dict[str, tuple[list[Tensor], list[Tensor]]], left_out: LeftOut) -> dict[str, float]:
@@ -328,20 +328,15 @@ def _check_output(output: str | os.PathLike | None, overwrite: bool) -> None:
         raise FileExistsError(f"{output} exists and is not an empty folder: choose another output, or set overwrite")
 
 
-def _write(report: dict, grid, folder: Path) -> None:
-    """Write each file aside and rename it, `metrics.json` last: where it stands, the others are complete."""
-    folder.mkdir(parents=True, exist_ok=True)
+def _files(report: dict, grid: PIL.Image.Image) -> dict[str, bytes]:
+    """The files of one model by name, `metrics.json` last."""
     table, picture = io.StringIO(newline=""), io.BytesIO()
     writer = csv.DictWriter(table, report["images"][0])
     writer.writeheader()
     writer.writerows(report["images"])
     grid.save(picture, "PNG")
-    contents = {
+    return {
         "per_image.csv": table.getvalue().encode(),
         "grid.png": picture.getvalue(),
-        "metrics.json": json.dumps(report, indent=2, allow_nan=False).encode(),
+        "metrics.json": to_json(report),
     }
-    for name, content in contents.items():
-        aside = folder / f".{name}.partial"
-        aside.write_bytes(content)
-        os.replace(aside, folder / name)

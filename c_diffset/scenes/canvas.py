@@ -237,21 +237,21 @@ class SceneCanvas:
             self.decode()
 
     def encode(self) -> None:
-        """SAR tiles to latents; tiles without a valid pixel are left out from here on."""
-        store, active = self.stores["sar"], []
-        chunks = self._mine(range(len(self.grid.boxes)))
+        """SAR tiles to latents, one by one: an autoencoder fills any machine with one tile, and memory with several.
+
+        Tiles without a valid pixel are left out from here on.
+        """
+        active, mine = [], self.team.mine(list(range(len(self.grid.boxes))))
         with self.team.phase(), ThreadPoolExecutor(1) as reader:
-            ahead = [reader.submit(self._read_tiles, chunk) for chunk in chunks[:1]]
-            for number, chunk in enumerate(chunks):
-                tiles = ahead.pop().result()
-                ahead += [reader.submit(self._read_tiles, following) for following in chunks[number + 1 : number + 2]]
-                if tiles:
-                    sar = torch.from_numpy(np.stack(list(tiles.values())))
-                    latents = self.pipe.encode(sar.to(self.pipe.unet.device)).float().cpu().numpy()
-                    for tile, values in zip(tiles, latents, strict=True):
-                        store[tile] = values
-                    active += tiles
-                self.progress(len(chunk) + (len(chunk) - len(tiles)) * (self.steps + 1))
+            ahead = [reader.submit(self._read_tile, tile) for tile in mine[:1]]
+            for number, tile in enumerate(mine):
+                sar = ahead.pop().result()
+                ahead += [reader.submit(self._read_tile, following) for following in mine[number + 1 : number + 2]]
+                if sar is not None:
+                    latents = self.pipe.encode(torch.from_numpy(sar)[None].to(self.pipe.unet.device))
+                    self.stores["sar"][tile] = latents[0].float().cpu().numpy()
+                    active.append(tile)
+                self.progress(1 if sar is not None else self.steps + 2)
         self.active = dict.fromkeys(sorted(self.team.gather(active)))
 
     def denoise(self) -> None:
@@ -276,17 +276,15 @@ class SceneCanvas:
                     self._step(block, i, t)
 
     def decode(self) -> None:
-        """Latents of the tiles to 8-bit images."""
-        store = self.stores["decoded"]
+        """Latents of the tiles to 8-bit images, one by one."""
         with self.team.phase():
-            for chunk in self._mine(self.active):
-                latents = torch.from_numpy(np.stack([self._latents(tile) for tile in chunk]))
-                images = (self.pipe.decode(latents.to(self.pipe.unet.device)).float() * 0.5 + 0.5) * 255
-                if not images.isfinite().all():
+            for tile in self.team.mine(list(self.active)):
+                latents = torch.from_numpy(self._latents(tile))[None]
+                image = (self.pipe.decode(latents.to(self.pipe.unet.device))[0].float() * 0.5 + 0.5) * 255
+                if not image.isfinite().all():
                     raise ValueError("the model's image holds NaN or infinite values: try dtype float32")
-                for tile, image in zip(chunk, images.round().byte().cpu().numpy(), strict=True):
-                    store[tile] = image
-                self.progress(len(chunk))
+                self.stores["decoded"][tile] = image.round().byte().cpu().numpy()
+                self.progress(1)
 
     def windows(self) -> Iterator[SceneWindow]:
         """The scene, window by window, row by row."""
@@ -311,23 +309,18 @@ class SceneCanvas:
     def _on_ground(self, tile: int) -> Box:
         return self.grid.boxes[tile].moved(*(-side for side in self.grid.origin))
 
-    def _read_tiles(self, chunk: list[int]) -> dict[int, np.ndarray]:
-        """SAR of the tiles that hold a valid pixel; what lies outside of the scene is not valid."""
-        scene, tiles = Box(0, 0, *self.source.size), {}
-        for number in chunk:
-            box = self.grid.boxes[number].scaled(self.factor).moved(*self.offset)
-            inside = box.common(scene)
-            sar, valid = self.source.read(inside)
-            if not valid.any():
-                continue
-            if inside != box:
-                sides = (
-                    (inside.top - box.top, box.bottom - inside.bottom),
-                    (inside.left - box.left, box.right - inside.right),
-                )
-                sar, valid = np.pad(sar, ((0, 0), *sides)), np.pad(valid, sides)
-            tiles[number] = fill_invalid(sar, valid)
-        return tiles
+    def _read_tile(self, number: int) -> np.ndarray | None:
+        """SAR of a tile, None where it holds no valid pixel; what lies outside of the scene is not valid."""
+        box = self.grid.boxes[number].scaled(self.factor).moved(*self.offset)
+        inside = box.common(Box(0, 0, *self.source.size))
+        sar, valid = self.source.read(inside)
+        if not valid.any():
+            return None
+        if inside != box:
+            rows = inside.top - box.top, box.bottom - inside.bottom
+            columns = inside.left - box.left, box.right - inside.right
+            sar, valid = np.pad(sar, ((0, 0), rows, columns)), np.pad(valid, (rows, columns))
+        return fill_invalid(sar, valid)
 
     def _latents(self, tile: int) -> np.ndarray:
         """A tile's part of the canvas, C x h x w."""

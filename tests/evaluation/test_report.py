@@ -15,16 +15,10 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from c_diffset.data.pairs import Pair, load_pairs, read_pair
 from c_diffset.data.synthetic import write_pairs
-from c_diffset.evaluation.grid import colour_confidence
-from c_diffset.evaluation.report import (
-    crop_pairs,
-    evaluate,
-    evaluate_pairs,
-    floors_and_ceiling,
-    make_grid,
-    mean_colour_of,
-    split_against_train,
-)
+from c_diffset.evaluation.grid import colour_confidence, make_grid
+from c_diffset.evaluation.images import crop_pairs, evaluate_pairs, floors_and_ceiling, mean_colour_of
+from c_diffset.evaluation.report import evaluate
+from c_diffset.evaluation.split import split_against_train
 from c_diffset.models.unet import small_unet
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from tests.conftest import tiny_taesd
@@ -76,7 +70,9 @@ def test_evaluate_from_a_saved_model_to_files(pipe, data, tmp_path, capsys):
         download=False,
     )
     assert json.loads((tmp_path / "out/metrics.json").read_text()) == report
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["grid.png", "metrics.json", "per_image.csv"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        *("grid.png", "metrics.json", "per_image.csv", "report.html")
+    ]
     assert (report["n"], report["pairs"], report["fraction_of_pixels"]) == (16, "4 of 4", 1.0)
     assert (report["num_inference_steps"], report["scheduler"]) == (STEPS, "DDIMScheduler")
     with open(tmp_path / "out/per_image.csv", newline="") as file:

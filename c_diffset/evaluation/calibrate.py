@@ -1,0 +1,199 @@
+"""Calibrate a model: what error its predicted variance stands for, measured on a split and stored beside the model."""
+
+import json
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from sklearn.isotonic import IsotonicRegression
+from tqdm.auto import tqdm
+
+from c_diffset.data.pairs import load_pairs
+from c_diffset.evaluation.images import PairResult, evaluate_pairs
+from c_diffset.evaluation.reliability import ReliabilityCurve, bin_sums, quantile_bins
+from c_diffset.evaluation.split import SplitPairs
+from c_diffset.loading import Precision, load_pipeline
+
+SHIFT = 13  # of the 23 bits of a float32 mantissa: fine bins of variance are 0.1 % wide
+FINE_BINS = 1 << (31 - SHIFT)
+
+
+def calibrate(
+    model: str | os.PathLike,
+    data: str | os.PathLike,
+    split: str = "validation",
+    num_inference_steps: list[int] | None = None,
+    crop_size: int | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    max_images: int | None = None,
+    threshold: float = 32.0,
+    knots: int = 64,
+    device: str | None = None,
+    dtype: Precision = "float32",
+) -> dict:
+    """Fit the expected error of a pixel, and the probability of a large one, to the variance; store both in the model.
+
+    Isotonic regressions (Barlow et al., 1972; Zadrozny and Elkan, 2002) of the absolute error and of (error >
+    `threshold`) on the per-pixel variance `1 / confidence - 1`. The error is the mean over r, g, b of |generated -
+    true| in 8-bit levels, the generated image rounded to 8 bits. Pixels without data do not enter. Only
+    `model_index.json` changes, and that at once.
+
+    Args:
+        model: the folder of a pipeline with a variance channel.
+        data: what `load_pairs` reads.
+        split: the split of `data`; never the one that results are reported on.
+        num_inference_steps: each gets a calibration of its own; the model's own number when None.
+        crop_size: side of the crops, as `crop_pairs` cuts them; whole images when None.
+        batch_size: images at a time; the results do not depend on it.
+        seed: of the noise.
+        max_images: stop after so many images (or crops), in the order of the data.
+        threshold: levels; the probability is that the error of a pixel exceeds it.
+        knots: at most so many points of each map, at quantiles of the variance.
+        device: by default CUDA where there is one.
+        dtype: precision of the model.
+
+    Returns:
+        What `model_index.json` now holds as `calibration`: `threshold`, `data` (the folder's name, or the Hub id),
+        `split`, `n` images, and `steps`: by number of steps `variance`, `expected_error` (levels) and `probability`.
+        Earlier calibrations for other numbers of steps stay where threshold, data, split and n are the same.
+
+    Raises:
+        FileNotFoundError: `model` is not the folder of a pipeline.
+        ValueError: the model predicts no variance, the split holds no valid pixel, or an argument is out of its range.
+    """
+    index = Path(model, "model_index.json")
+    _check(index, threshold, knots)
+    if split == "test":
+        warnings.warn("calibrating on test: no result on test is valid for this model any more", stacklevel=2)
+    pairs = SplitPairs(load_pairs(data, split), crop_size, max_images)
+    pipe = load_pipeline(model, device=device, dtype=dtype)
+    if not pipe.predicts_variance:
+        raise ValueError(f"{model}: this model predicts no variance, so there is nothing to calibrate: train stage 2")
+    maps, images = {}, 0
+    for steps in num_inference_steps or [pipe.config.default_num_inference_steps]:
+        results = evaluate_pairs(pipe, pairs, steps, batch_size, seed)
+        pool = VariancePool(threshold)
+        for result in tqdm(results, f"{steps} steps", pairs.expected_images, unit="image"):
+            pool.add(result)
+        if not pool.images:
+            raise ValueError(f"{data}, split {split}: no valid pixel to calibrate on (crop_size {crop_size})")
+        images, maps[str(steps)] = pool.images, pool.fit(knots)
+        print(describe(steps, maps[str(steps)], pool))
+    source = Path(data).resolve().name if Path(data).exists() else str(data)
+    facts = {"threshold": float(threshold), "data": source, "split": split, "n": images}
+    return store_calibration(index, facts, maps)
+
+
+def _check(index: Path, threshold: float, knots: int) -> None:
+    if not index.is_file():
+        raise FileNotFoundError(
+            f"{index} does not exist: calibrate writes into a local folder, so download a model of the Hub first "
+            f"(`hf download REPO --local-dir FOLDER`) and name that folder"
+        )
+    if not 0 <= threshold < 255:
+        raise ValueError(f"threshold is {threshold}, expected levels from 0 to below 255")
+    if knots < 2:
+        raise ValueError(f"knots is {knots}, expected at least 2")
+
+
+def pixel_variance(result: PairResult) -> np.ndarray:
+    """The variance at pixel resolution that a calibration reads, H x W, float64, at least 0: 1 / confidence - 1."""
+    return np.maximum(1 / result.confidence.double().numpy() - 1, 0)
+
+
+def absolute_error(result: PairResult) -> np.ndarray:
+    """H x W, float64: mean over r, g, b of |generated - true| in 8-bit levels, without the noise of float32."""
+    return ((result.generated.double() - result.eo.double()).abs().mean(0).numpy() * 255).round(3)
+
+
+class VariancePool:
+    """Running sums over all pixels, in fine bins of variance; the memory does not depend on how many there are.
+
+    A bin holds the float32 variances that share their exponent and the first 10 bits after it, 0.1 % in width; its
+    centre stands for all of them.
+    """
+
+    def __init__(self, threshold: float):
+        self.threshold, self.images = threshold, 0
+        self.sums = np.zeros((3, FINE_BINS))  # of pixels: count, error, error above the threshold
+        self.correlations: list[float] = []
+
+    def add(self, result: PairResult) -> None:
+        """Add the valid pixels of one image."""
+        valid = ... if result.mask is None else result.mask.numpy()
+        variance, error = pixel_variance(result)[valid].ravel(), absolute_error(result)[valid].ravel()
+        number = variance.astype(np.float32).view(np.uint32) >> SHIFT
+        for sums, column in zip(self.sums, (None, error, (error > self.threshold).astype(float)), strict=True):
+            sums += np.bincount(number, column, FINE_BINS)
+        self.images += 1
+        self.correlations.append(-result.metrics["confidence_spearman"])
+
+    def fine(self) -> tuple[np.ndarray, ...]:
+        """Of every fine bin that holds pixels, ascending: variance, count, sums of error and of error > threshold."""
+        filled = np.flatnonzero(self.sums[0])
+        centre = (filled.astype(np.uint32) << SHIFT) + (1 << (SHIFT - 1))
+        return centre.view(np.float32).astype(np.float64), *self.sums[:, filled]
+
+    def fit(self, knots: int) -> dict[str, list[float]]:
+        """Both maps, at the mean variance of at most `knots` quantile bins; linear between, and constant outside.
+
+        Raises:
+            ValueError: there is one variance only.
+        """
+        variance, count, error, exceeds = self.fine()
+        if len(variance) < 2:
+            raise ValueError(
+                f"the model predicts the variance {variance[0]:.3g} everywhere, so there is nothing to calibrate: "
+                "train its variance (stage 2) first"
+            )
+        number = quantile_bins(variance, knots, count)
+        weights, *sums = bin_sums(number, count, count * variance, error, exceeds)
+        variance, *measured = (column / weights for column in sums)
+        error, exceeds = (IsotonicRegression().fit(variance, y, weights).predict(variance) for y in measured)
+        return {"variance": variance.tolist(), "expected_error": error.tolist(), "probability": exceeds.tolist()}
+
+    def deciles(self, calibration: dict[str, list[float]]) -> ReliabilityCurve:
+        """Expected and measured error of all pixels, in ten quantile bins of the variance."""
+        variance, count, error, _ = self.fine()
+        expected = np.interp(variance, calibration["variance"], calibration["expected_error"])
+        pixels, *sums = bin_sums(quantile_bins(variance, 10, count), count, count * expected, error)
+        return ReliabilityCurve(*(column / pixels for column in sums), pixels)
+
+
+def describe(steps: int, calibration: dict[str, list[float]], pool: VariancePool) -> str:
+    """The rank correlation, and expected against measured error by decile of the variance, as text."""
+    curve = pool.deciles(calibration)
+    rows = [("expected", curve.expected), ("measured", curve.measured)]
+    lines = [
+        f"{steps} steps, {pool.images} images: rank correlation of variance and error "
+        f"{np.mean(pool.correlations):.3f} (mean over images)",
+        "error in levels by decile of the variance, on the images of the fit",
+    ]
+    return "\n".join(lines + [f"  {name}" + "".join(f"{x:7.2f}" for x in values) for name, values in rows])
+
+
+def store_calibration(index: Path, facts: dict, maps: dict[str, dict]) -> dict:
+    """Put maps by number of steps into `model_index.json`: written aside, then renamed.
+
+    Args:
+        index: the file.
+        facts: `threshold`, `data`, `split` and `n`. Where the file's calibration has others, a message says that its
+            maps are dropped.
+
+    Returns:
+        The calibration that the file now holds.
+    """
+    config = json.loads(index.read_text(encoding="utf-8"))
+    old = config.get("calibration") or {"steps": {}}
+    kept = {steps: old_map for steps, old_map in old["steps"].items() if steps not in maps}
+    if kept and facts != {key: old.get(key) for key in facts}:
+        found = ", ".join(f"{key} {old.get(key)}" for key in facts)
+        print(f"{index}: the calibration for {', '.join(kept)} steps is dropped: it was made with {found}")
+        kept = {}
+    config["calibration"] = facts | {"steps": dict(sorted((kept | maps).items(), key=lambda item: int(item[0])))}
+    aside = index.with_name(f".{index.name}.partial")
+    aside.write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(aside, index)
+    return config["calibration"]

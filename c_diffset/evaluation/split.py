@@ -1,0 +1,94 @@
+"""What is evaluated: the pairs of a split, and how far they are apart from the training split."""
+
+import math
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+
+from c_diffset.data.pairs import Pair, Pairs, read_pair
+from c_diffset.evaluation.images import crop_pairs, mean_colour_of
+
+MEAN_COLOUR_PAIRS = 500  # enough for a mean: reading a large training split whole would take hours
+ORIGIN_COLUMNS = ("region", "scene", "sar_product", "eo_product")
+
+
+class SplitPairs:
+    """The pairs of a split, read anew in every pass: whole or in crops, the first `max_images` of them."""
+
+    def __init__(self, rows: Pairs, crop_size: int | None, max_images: int | None):
+        self.rows, self.crop_size, self.max_images = rows, crop_size, max_images
+        self.pixels_read = self.pixels_used = self.pairs_read = 0
+
+    def __iter__(self) -> Iterator[Pair]:
+        self.pixels_read = self.pixels_used = self.pairs_read = 0
+        whole = self._read()
+        for pair in islice(crop_pairs(whole, self.crop_size) if self.crop_size else whole, self.max_images):
+            self.pixels_used += pair.eo[..., 0].size
+            yield pair
+
+    def _read(self) -> Iterator[Pair]:
+        for row in self.rows:
+            pair = read_pair(row)
+            self.pairs_read += 1
+            self.pixels_read += pair.eo[..., 0].size
+            yield pair
+
+    @property
+    def expected_images(self) -> int | None:
+        """How many images there will be, where that is known beforehand."""
+        return self.max_images if self.crop_size else min(len(self.rows), self.max_images or len(self.rows))
+
+    def describe(self) -> dict:
+        """What the last complete pass covered."""
+        return {
+            "pairs": f"{self.pairs_read} of {len(self.rows)}",
+            "crop_size": self.crop_size,
+            "max_images": self.max_images,
+            "fraction_of_pixels": round(self.pixels_used / self.pixels_read, 4),
+        }
+
+
+def split_against_train(rows: Pairs, train_rows: Pairs | None) -> list[str]:
+    """Facts on how far a split is apart from the train split: shared regions or products, and overlapping ground."""
+    if train_rows is None or not isinstance(train_rows, Dataset):
+        return ["unknown: the train split is absent, or too far away to read"]
+    facts = []
+    for column in set(ORIGIN_COLUMNS) & set(rows.column_names) & set(train_rows.column_names):
+        own, trained = set(rows[column]), set(train_rows[column])
+        facts.append(f"{len(own & trained)} of {len(own)} values of {column} occur in train too")
+    if {"bounds", "crs"} <= set(rows.column_names) & set(train_rows.column_names):
+        count = _count_overlaps(rows, train_rows)
+        facts.append(f"{count} of {len(rows)} images overlap with the bounds of a train image")
+    return sorted(facts) or ["unknown: the metadata name neither origin nor bounds"]
+
+
+def _count_overlaps(rows: Dataset, train_rows: Dataset) -> int:
+    """How many rows share ground with a train row: `bounds` are left, bottom, right, top in `crs`."""
+    trained = np.array(train_rows["bounds"], dtype=float)
+    trained_crs = np.array(train_rows["crs"])
+    count = 0
+    for (left, bottom, right, top), crs in zip(rows["bounds"], rows["crs"], strict=True):
+        apart = (trained[:, 0] >= right) | (trained[:, 2] <= left) | (trained[:, 1] >= top) | (trained[:, 3] <= bottom)
+        count += bool((~apart & (trained_crs == crs)).any())
+    return count
+
+
+def is_remote(data: str | os.PathLike) -> bool:
+    """Whether this is a Hub id, and no folder here."""
+    return not Path(data).exists()
+
+
+def train_colour(rows: Pairs | None, left_out: list[dict[str, str]]) -> list[float] | None:
+    """The mean colour of at most `MEAN_COLOUR_PAIRS` pairs, evenly spread, or the first ones of a remote data set."""
+    if rows is None:
+        left_out.append({"metric": "floor mean_colour", "reason": "the data have no train split, and none was given"})
+        return None
+    if isinstance(rows, Dataset):
+        some = rows.select(range(0, len(rows), math.ceil(len(rows) / MEAN_COLOUR_PAIRS)))
+    else:
+        some = rows.take(MEAN_COLOUR_PAIRS)
+    return mean_colour_of(map(read_pair, some))

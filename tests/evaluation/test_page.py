@@ -1,0 +1,117 @@
+"""The report's page: complete in one file, safe, and readable in a real browser on a phone."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from c_diffset.data.synthetic import write_pairs
+from c_diffset.evaluation.compare import write_report
+from c_diffset.evaluation.report import evaluate
+from tests.evaluation.browser import BINARY, Browser
+
+OPTIONS = {"num_inference_steps": 1, "lpips_net": None, "download": False}
+VOID = {"meta", "img", "br", "hr", "link", "input", "col"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Eight generated test pairs."""
+    folder = tmp_path_factory.mktemp("pairs")
+    write_pairs(folder, 8, size=64, split="test")
+    return folder
+
+
+class Balanced(HTMLParser):
+    """Checks that every element is closed, and collects what could load something."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.sources, self.tags = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.open += [] if tag in VOID else [tag]
+        self.sources += [value for name, value in attributes if name in ("src", "href", "xlink:href") and value]
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+def check(text: str) -> Balanced:
+    page = Balanced()
+    page.feed(text)
+    assert not page.open
+    assert all(source.startswith(("data:image/", "#")) for source in page.sources), page.sources
+    assert "script" not in page.tags and not re.search(r"url\(|@import", text)
+    return page
+
+
+@pytest.fixture
+def two_models(make_pipe, data, tmp_path):
+    """The folder of a report on two models, one of them calibrated."""
+    knots = {"variance": [0.0, 5.0], "expected_error": [10.0, 60.0], "probability": [0.0, 1.0]}
+    transform = {"units": "display", "range": [0.0, 1.0], "channels": [0, 0, 0]}
+    models = []
+    for name, space, calibration in (
+        ("<script>alert(1)<b>plain", "tiny", None),
+        ("calibrated", "pixel", {"threshold": 32.0, "steps": {"1": knots}}),
+    ):
+        make_pipe(space, calibration=calibration, sar_transform=transform).save_pretrained(tmp_path / name)
+        models.append(str(tmp_path / name))
+    evaluate(models, data, output=tmp_path / "out", **OPTIONS)
+    return tmp_path / "out"
+
+
+def test_two_models_side_by_side_in_one_file(two_models):
+    text = (two_models / "report.html").read_text()
+    page = check(text)
+    assert "<script>alert" not in text and "&lt;script&gt;alert" in text
+    assert page.tags.count("img") >= 8 and "svg" in page.tags
+    assert "plain" in text and "calibrated" in text and "psnr" in text.lower() and "synthetic" in text.lower()
+    differences = json.loads((two_models / "differences.json").read_text())
+    assert {"psnr", "ssim"} <= {line["metric"] for line in differences}
+    assert len(list(two_models.glob("*/metrics.json"))) == 2
+
+
+def test_one_model_without_confidence(make_pipe, data, tmp_path):
+    from c_diffset.models.unet import small_unet
+    from tests.conftest import perturb
+
+    unet = small_unet(3, 3, [8, 32], layers_per_block=1)
+    perturb(unet)
+    unet.conv_out = type(unet.conv_out)(8, 3, 3, padding=1)
+    unet.register_to_config(out_channels=3)
+    evaluate(make_pipe("pixel", unet=unet), data, output=tmp_path / "out", **OPTIONS)
+    check((tmp_path / "out/report.html").read_text())
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["n"] == 8
+
+
+def test_reports_over_other_images_are_not_compared(make_pipe, data, tmp_path):
+    pipe = make_pipe("tiny")
+    for name, count in (("all", None), ("some", 5)):
+        evaluate(pipe, data, output=tmp_path / name, max_images=count, **OPTIONS)
+    files = [tmp_path / name / "metrics.json" for name in ("all", "some")]
+    with pytest.raises(ValueError, match="images"):
+        write_report(files, tmp_path / "both.html")
+    assert not (tmp_path / "both.html").exists()
+
+
+@pytest.mark.skipif(BINARY is None, reason="no Chromium on this machine")
+def test_in_a_browser_on_a_phone_and_a_desk(two_models, tmp_path):
+    browser = Browser(tmp_path / "profile")
+    try:
+        for width, height, mobile, dark in ((390, 844, True, False), (1280, 900, False, True)):
+            browser.open(two_models / "report.html", width, height, mobile=mobile, dark=dark)
+            browser.screenshot(tmp_path / f"{width}.png", whole=True)
+            assert browser.evaluate("document.documentElement.scrollWidth") <= width
+            assert browser.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+            assert browser.evaluate("document.images.length") >= 8
+            asked = [event for event in browser.events if event.get("method") == "Network.requestWillBeSent"]
+            urls = [event["params"]["request"]["url"] for event in asked]
+            assert all(url.startswith(("file:", "data:")) for url in urls)
+            assert not [event for event in browser.events if event.get("method") in ("Runtime.exceptionThrown",)]
+    finally:
+        browser.close()
