@@ -112,11 +112,7 @@ def make_page(
         element("main", *(_section(title, anchors[title], content) for title, content in sections.items())),
         element(
             "footer",
-            element(
-                "p",
-                "Written by c-diffset. Generated images are synthetic: plausible, not observed. This page holds all it shows.",
-                class_="muted",
-            ),
+            element("p", FOOTER, class_="muted"),
         ),
     ]
     head = [
