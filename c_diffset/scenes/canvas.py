@@ -31,7 +31,7 @@ from c_diffset.scenes.team import Team
 
 BLOCK = 128  # side of the blocks, in canvas pixels, that the canvas is kept in and noise is drawn for
 WINDOW = 512  # side of the windows, in image pixels, that come out
-MEMORY_LIMIT = 32 * 2**20  # bytes above which one kind of tile goes to files
+MEMORY_LIMIT = 8 * 2**20  # bytes above which one kind of tile goes to files
 
 
 class Source(Protocol):
