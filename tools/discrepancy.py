@@ -52,6 +52,7 @@ def discrepancy(output: str = "runs/discrepancy", max_steps: int = 400, pairs: i
         seeds: how often the continuation is repeated.
     """
     folder = Path(output)
+    (folder / "results.jsonl").unlink(missing_ok=True)
     if not (folder / "test").exists():
         write_pairs(folder, 64, size=SIZE, seed=1, split="test")
     scratch = ModelConfig(

@@ -106,26 +106,32 @@ def _is_deep_colour_png(data: bytes) -> bool:
 
 @dataclass
 class Pair:
-    """One checked pair: `sar` H x W or H x W x C as stored, `eo` uint8 or uint16 H x W x 3, `mask` bool H x W (True =
-    valid) or None."""
+    """One checked pair: `sar` H x W or H x W x C as stored, `eo` uint8 or uint16 H x W x 3.
+
+    `mask`: bool H x W, True = valid, or None; `discrepancy`: bool H x W, True where the images are known to show
+    different things, or None.
+    """
 
     sar: np.ndarray
     eo: np.ndarray
     mask: np.ndarray | None
     id: str
+    discrepancy: np.ndarray | None = None
 
 
 def read_pair(row: Mapping[str, Any]) -> Pair:
     """Read and check one row of `load_pairs`.
 
     The mask joins the row's `mask` image (nonzero = valid) with the nodata that the rasters themselves declare. Under
-    the mask, SAR values that are not finite are set to the smallest valid value, so that they cannot spread.
+    the mask, SAR values that are not finite are set to the smallest valid value, so that they cannot spread. A
+    `discrepancy` image (nonzero = the images show different things) is for evaluation alone.
 
     Raises:
         OSError, ValueError: unreadable image, unequal sizes, EO without 3 channels, NaN or infinity in valid pixels, an
             all-black image, an empty mask. The message names the pair and the file.
     """
-    images = {key: _read_column(row, key) for key in ("sar", "eo", "mask") if key in ("sar", "eo") or row.get(key)}
+    optional = [key for key in ("mask", "discrepancy") if isinstance(row.get(key), Mapping)]
+    images = {key: _read_column(row, key) for key in ("sar", "eo", *optional)}
     (sar, sar_valid), (eo, eo_valid) = images["sar"], images["eo"]
     sizes = {key: image.shape[:2] for key, (image, _) in images.items()}
     if len(set(sizes.values())) > 1:
@@ -137,14 +143,17 @@ def read_pair(row: Mapping[str, Any]) -> Pair:
         raise ValueError(f"pair {row['id']}: {_name(row, 'eo')} holds floats; expected 8- or 16-bit RGB.")
     masks = [valid for valid in (sar_valid, eo_valid) if valid is not None]
     if "mask" in images:
-        mask = images["mask"][0]
-        masks.append((mask if mask.ndim == 2 else mask.max(axis=2)) != 0)
+        masks.append(_nonzero(images["mask"][0]))
     mask = np.logical_and.reduce(masks) if masks else None
     if mask is not None and not mask.any():
         raise ValueError(f"pair {row['id']}: no pixel is valid ({_name(row, 'sar')}): remove the pair or its mask.")
     sar = _check_values(sar, mask, f"pair {row['id']}: {_name(row, 'sar')}")
     eo = _check_values(eo, mask, f"pair {row['id']}: {_name(row, 'eo')}")
-    return Pair(sar, eo, mask, row["id"])
+    return Pair(sar, eo, mask, row["id"], _nonzero(images["discrepancy"][0]) if "discrepancy" in images else None)
+
+
+def _nonzero(image: np.ndarray) -> np.ndarray:
+    return (image if image.ndim == 2 else image.max(axis=2)) != 0
 
 
 def _read_column(row: Mapping[str, Any], key: str) -> tuple[np.ndarray, np.ndarray | None]:

@@ -22,7 +22,9 @@ class PairResult:
     """One evaluated image: its metrics, and float tensors on the CPU.
 
     `sar`, `generated`, `eo`: 3 x H x W in [0, 1], SAR in grey, nodata black; `confidence`: H x W in (0, 1] or None;
-    `mask`: H x W, bool, True = valid, or None where every pixel is.
+    `mask`: H x W, bool, True = valid, or None where every pixel is; `expected_error` (levels) and `error_probability`:
+    H x W, or None without a calibration; `spread`: H x W, levels, of further samples, or None; `discrepancy`: H x W,
+    bool, or None.
     """
 
     id: str
@@ -32,6 +34,10 @@ class PairResult:
     eo: Tensor
     confidence: Tensor | None
     mask: Tensor | None = None
+    expected_error: Tensor | None = None
+    error_probability: Tensor | None = None
+    spread: Tensor | None = None
+    discrepancy: Tensor | None = None
 
     @property
     def pictures(self) -> list[Tensor | None]:
@@ -46,11 +52,13 @@ def evaluate_pairs(
     batch_size: int = 8,
     seed: int = 0,
     lpips_model: lpips.LPIPS | None = None,
+    spread_samples: int = 0,
 ) -> Iterator[PairResult]:
     """Translate and measure pairs, one result at a time.
 
     The noise of an image depends on `seed` and on its place in `pairs` alone: not on the batch size. Generated images
     are rounded to 8 bits before they are measured, as they would be in a file. Neighbours of one size share a batch.
+    `spread` is that of `spread_samples` further samples, which the image itself is not one of.
 
     Raises:
         ValueError: a pair that does not fit the model, or NaN out of the model; the message names the pair.
@@ -59,7 +67,8 @@ def evaluate_pairs(
     for batch in _batches(pairs, batch_size):
         tensors = [pair_to_tensors(pair, pipe.config.sar_transform) for pair in batch]
         generators = [image_generator(seed, number + i) for i in range(len(batch))]
-        output = pipe([pair.sar for pair in batch], num_inference_steps, generator=generators, output_type="pt")
+        options = {"num_inference_steps": num_inference_steps, "generator": generators, "output_type": "pt"}
+        output = pipe([pair.sar for pair in batch], **options)
         for pair, image in zip(batch, output.images, strict=True):
             if not torch.isfinite(image).all():
                 raise ValueError(f"pair {pair.id}: the model's image holds NaN or infinite values")
@@ -70,10 +79,15 @@ def evaluate_pairs(
         if mask is not None:  # nodata is black in pictures and features too
             generated, eo, sar = generated * mask, eo * mask, sar * mask
         on_device = [None if x is None else x.to(device) for x in (generated, eo, sar, output.confidence, mask)]
+        maps = {"confidence": output.confidence, "mask": None if mask is None else mask[:, 0].bool()}
+        maps |= {"expected_error": output.expected_error, "error_probability": output.error_probability}
+        if spread_samples:
+            maps["spread"] = pipe([pair.sar for pair in batch], **options, ensemble_size=spread_samples).spread
         for i, metrics in enumerate(measure(*on_device, lpips_model=lpips_model)):
-            confidence = None if output.confidence is None else output.confidence[i].float()
-            valid = None if mask is None else mask[i, 0].bool()
-            yield PairResult(batch[i].id, metrics, sar[i], generated[i], eo[i], confidence, valid)
+            own = {name: None if x is None else x[i] for name, x in maps.items()}
+            known = batch[i].discrepancy
+            own["discrepancy"] = None if known is None else torch.from_numpy(known)
+            yield PairResult(batch[i].id, metrics, sar[i], generated[i], eo[i], **own)
         number += len(batch)
 
 
@@ -117,9 +131,9 @@ def crop_pairs(pairs: Iterable[Pair], size: int) -> Iterator[Pair]:
         for top in range(0, height - size + 1, size):
             for left in range(0, width - size + 1, size):
                 window = (slice(top, top + size), slice(left, left + size))
-                mask = None if pair.mask is None else pair.mask[window]
+                mask, known = (None if x is None else x[window] for x in (pair.mask, pair.discrepancy))
                 if mask is None or mask.mean() >= MIN_VALID:
-                    yield Pair(pair.sar[window], pair.eo[window], mask, f"{pair.id}_{top}_{left}")
+                    yield Pair(pair.sar[window], pair.eo[window], mask, f"{pair.id}_{top}_{left}", known)
 
 
 def mean_metrics(rows: list[dict]) -> dict[str, float]:

@@ -235,8 +235,8 @@ def _trust(reports: list[dict], names: list[str]) -> list[Html]:
         "How far what the model predicts can be trusted: the absolute error of a pixel is the mean over r, g, b, in "
         f"8-bit levels; {' and '.join(sorted({format(trust['pixels'], ',') for _, _, trust in known}))} pixels."
     )
-    calibrated = [(i, name, trust["expected_error"]) for i, name, trust in known if "expected_error" in trust]
-    plots = [_reliability(calibrated)] if calibrated else []
+    calibrated = [entry for entry in known if "expected_error" in entry[2]]
+    plots = [_reliability(calibrated), *_probability(calibrated)] if calibrated else []
     plots.append(_sparsification(known))
     content = [element("p", text), element("div", *plots, class_="plots"), _sticky(_uncertainties(known))]
     if calibrated:
@@ -256,7 +256,8 @@ def _estimate(found: dict | None) -> Html:
 
 
 def _uncertainties(known: list[tuple[int, str, dict]]) -> Html:
-    columns = {"ause": "AUSE", "spearman": "Rank correlation", "auroc": "AUROC", "average_precision": "Precision"}
+    columns = {"ause": "AUSE", "ause_difference": "AUSE, less the first's", "spearman": "Rank correlation"}
+    columns |= {"auroc": "AUROC", "average_precision": "Average precision"}
     found = [entry for _, _, trust in known for entry in trust["uncertainties"].values()]
     columns = {key: heading for key, heading in columns.items() if any(key in entry for entry in found)}
     rows = [
@@ -269,18 +270,43 @@ def _uncertainties(known: list[tuple[int, str, dict]]) -> Html:
         f"oracle's, 0 is best, {' and '.join(number(trust['constant']['ause']) for _, _, trust in known)} is chance. "
         "Rank correlation of the uncertainty with the error, 1 is best. n counts images."
     )
+    if any(label.startswith("spread") for _, _, trust in known for label in trust["uncertainties"]):
+        caption += " A spread takes so many samples more; the others come with the image."
+    if "auroc" in columns:
+        caption += (
+            " AUROC and average precision of finding the pixels at which the two true images are known to differ; "
+            f"0.5 and {number(known[0][2]['constant']['average_precision'])} are chance."
+        )
     return table(["Uncertainty", "Model", *columns.values(), "n"], rows, caption)
 
 
 def _reliability(calibrated: list[tuple[int, str, dict]]) -> Html:
+    found = [(i, name, trust["expected_error"], " levels") for i, name, trust in calibrated]
+    return _reliability_plot(found, "error", "(levels)", "Reliability of the expected error")
+
+
+def _probability(calibrated: list[tuple[int, str, dict]]) -> list[Html]:
+    """For each threshold that the models were calibrated with, how often the error exceeded it."""
+    plots = []
+    for threshold in dict.fromkeys(trust.get("threshold") for _, _, trust in calibrated):
+        same = [entry for entry in calibrated if entry[2].get("threshold") == threshold]
+        found = [(i, name, trust["error_probability"], "") for i, name, trust in same if "error_probability" in trust]
+        if found:
+            title = f"Probability of an error above {threshold:g} levels"
+            plots.append(_reliability_plot(found, "share of pixels", "", title))
+    return plots
+
+
+def _reliability_plot(found: list[tuple[int, str, dict, str]], quantity: str, unit: str, title: str) -> Html:
     lines = []
-    for i, name, found in calibrated:
-        points = list(zip(found["curve"]["expected"], found["curve"]["measured"], strict=True))
-        error = number(found["calibration_error"]["value"], 2)
-        lines.append(Line(f"{name} (calibration error {error} levels)", points, i, markers=True))
+    for i, name, entry, suffix in found:
+        points = list(zip(entry["curve"]["expected"], entry["curve"]["measured"], strict=True))
+        error = number(entry["calibration_error"]["value"], 2 if suffix else 3)
+        lines.append(Line(f"{name} (calibration error {error}{suffix})", points, i, markers=True))
     top = max(x for line in lines for x, _ in line.points)
     ideal = Line("measured = expected", [(0, 0), (top, top)], None)
-    return plot([ideal, *lines], "expected error (levels)", "measured error (levels)", "Reliability")
+    labels = (f"{kind} {quantity} {unit}".strip() for kind in ("expected", "measured"))
+    return plot([ideal, *lines], *labels, title)
 
 
 def _sparsification(known: list[tuple[int, str, dict]]) -> Html:
@@ -297,8 +323,8 @@ def _sparsification(known: list[tuple[int, str, dict]]) -> Html:
 def _bins(calibrated: list[tuple[int, str, dict]]) -> Html:
     rows = [
         [name, *(_cell(number(value, 2)) for value in (expected, measured)), _cell(f"{count:,.0f}")]
-        for _, name, found in calibrated
-        for expected, measured, count in zip(*(found["curve"][key] for key in BIN), strict=True)
+        for _, name, trust in calibrated
+        for expected, measured, count in zip(*(trust["expected_error"]["curve"][key] for key in BIN), strict=True)
     ]
     numbers = table(["Model", "Expected", "Measured", "Pixels"], rows)
     return element("details", element("summary", "Numbers of the reliability plot"), numbers)

@@ -246,7 +246,7 @@ class PixelSample:
         discrepancy: Array | None = None,
         mask: Array | None = None,
     ) -> None:
-        """Draw from one image; every array has one shape, and every image the same quantities.
+        """Draw from one image; every array has one shape. A quantity that any image lacks is left out of the report.
 
         Args:
             error: absolute error, levels.
@@ -279,9 +279,10 @@ class PixelSample:
                 noise of a resample, so that its interval lies too high where the error is near 0.
 
         Returns:
-            `images`, `pixels`, `mean_error`, `fractions`, `oracle` and `constant` (curve and AUSE of a perfect and of
-            no uncertainty); `uncertainties`: by name `sparsification`, `ause`, `spearman`, with a discrepancy `auroc`
-            and `average_precision`, and from the second name on `ause_difference` to the first, on the same resamples;
+            `images`, `pixels`, `mean_error`, `threshold`, `fractions`, `oracle` and `constant` (curve and AUSE of a
+            perfect and of no uncertainty); `uncertainties`: by name `sparsification`, `ause`, `spearman`, with a
+            discrepancy `auroc` and `average_precision`, and from the second name on `ause_difference` to the first, on
+            the same resamples;
             `expected_error` and `error_probability`: `curve` and `calibration_error`, where they were given.
 
         Raises:
@@ -303,11 +304,15 @@ class _Statistics:
     """All statistics of a sample, for any number of times that each image counts."""
 
     def __init__(self, sample: PixelSample, threshold: float | None, bins: int):
-        self.data = {key: np.concatenate([x[key] for x in sample.images]).astype(float) for key in sample.images[0]}
+        known = [key for key in sample.images[0] if all(key in image for image in sample.images)]
+        self.data = {key: np.concatenate([x[key] for x in sample.images]).astype(float) for key in known}
         self.image = np.repeat(np.arange(len(sample.images)), [len(x["error"]) for x in sample.images])
         self.weights = np.array(sample.weights)[self.image]
         self.pixels = round(self.weights.sum())
         self.error, self.discrepancy = self.data["error"], self.data.get("discrepancy")
+        if self.discrepancy is not None and not self.discrepancy.any():  # pairs known to agree everywhere
+            self.discrepancy = None
+        self.threshold = threshold
         self.by_error = _Ranking(self.error)
         self.rankings = {key: _Ranking(x) for key, x in self.data.items() if key.startswith("by ")}
         self.curves = {}
@@ -341,7 +346,10 @@ class _Statistics:
     def summary(self, values: dict, resampled: dict[tuple[str, str], Array]) -> dict:
         """`PixelSample.report`, from all values and their resampled ones."""
         oracle = _remaining(self.by_error, self.error, self.weights)
-        constant = np.full_like(oracle, oracle[0])
+        curve = np.full_like(oracle, oracle[0])
+        constant = {"sparsification": curve.tolist(), "ause": _area(curve, oracle)}
+        if self.discrepancy is not None:
+            constant["average_precision"] = float(np.average(self.discrepancy, weights=self.weights))
         names = list(self.rankings)
         uncertainties = {
             name: {"sparsification": _remaining(ranking, self.error, self.weights).tolist()}
@@ -359,9 +367,10 @@ class _Statistics:
             "images": int(self.image[-1]) + 1,
             "pixels": self.pixels,
             "mean_error": parts[""]["mean_error"],
+            "threshold": self.threshold,
             "fractions": FRACTIONS.round(2).tolist(),
             "oracle": {"sparsification": oracle.tolist(), "ause": 0.0},
-            "constant": {"sparsification": constant.tolist(), "ause": _area(constant, oracle)},
+            "constant": constant,
             "uncertainties": {name.removeprefix("by "): parts[name] for name in names},
         } | {name: parts[name] for name in self.curves}
 

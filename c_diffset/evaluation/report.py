@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from c_diffset.data.pairs import list_splits, load_pairs
+from c_diffset.evaluation.calibrate import absolute_error, pixel_variance
 from c_diffset.evaluation.compare import compare, to_json, unique_names, write_files
 from c_diffset.evaluation.gallery import Gallery, gallery_of
 from c_diffset.evaluation.grid import make_grid
@@ -63,6 +64,7 @@ def evaluate(
     dtype: Precision = "float32",
     overwrite: bool = False,
     vae: str | None = None,
+    spread_samples: int = 0,
 ) -> dict:
     """Evaluate a model on a split, print a table, and write `metrics.json`, `per_image.csv`, `grid.png`, `report.html`.
 
@@ -90,6 +92,7 @@ def evaluate(
         dtype: precision of the model; a given pipeline stays as it is.
         overwrite: write into a folder that is not empty.
         vae: folder or Hub id of an autoencoder of the same latent space, or "taesd", instead of the model's own.
+        spread_samples: so many further samples of each image, whose spread is a baseline of the confidence; 0: none.
 
     Returns:
         What `metrics.json` holds: the protocol, `mean`, `floors`, `ceiling` (the true EO image after the autoencoder's
@@ -98,9 +101,11 @@ def evaluate(
 
     Raises:
         FileExistsError: `output` is not empty, and `overwrite` is not set.
-        ValueError: `vae` does not fit the model, or comes with a pipeline in memory.
+        ValueError: `vae` does not fit the model, or comes with a pipeline in memory; one sample, which has no spread.
         ValueError, OSError: unusable data, model or weights files; the message names them.
     """
+    if spread_samples < 0 or spread_samples == 1:
+        raise ValueError(f"spread_samples is {spread_samples}: a spread needs at least 2, and 0 leaves it out")
     models = list(model) if isinstance(model, list | tuple) else [model]
     _check_output(output, overwrite)
     _check_models(models, revision, vae)
@@ -116,7 +121,17 @@ def evaluate(
     }
     mean_colour = mean_colour or train_colour(train_rows, left_out)
     session = Session(
-        pairs, protocol, num_inference_steps, batch_size, seed, grid_rows, lpips_model, features, mean_colour, left_out
+        pairs,
+        protocol,
+        num_inference_steps,
+        batch_size,
+        seed,
+        spread_samples,
+        grid_rows,
+        lpips_model,
+        features,
+        mean_colour,
+        left_out,
     )
     names, reports, galleries = unique_names([name_of(each) for each in models]), [], []
     for i, each in enumerate(models):
@@ -167,6 +182,7 @@ class Session:
     num_inference_steps: int | None
     batch_size: int
     seed: int
+    spread_samples: int
     grid_rows: int
     lpips_model: lpips.LPIPS | None
     features: Features
@@ -195,6 +211,7 @@ class Session:
             "seed": self.seed,
             **self.pairs.describe(),
             **_describe_sampling(pipe, self.num_inference_steps),
+            "calibration": _describe_calibration(pipe, self.num_inference_steps),
             "mean": means,
             "conventions": {metric: convention(metric) for metric in means},
             "floors": floors,
@@ -209,7 +226,13 @@ class Session:
     def _collect(self, pipe: CDiffSETPipeline, gallery: Gallery):
         """Rows of metrics and of pictures, for every feature function those of generated and EO images, and pixels."""
         results = evaluate_pairs(
-            pipe, self.pairs, self.num_inference_steps, self.batch_size, self.seed, self.lpips_model
+            pipe,
+            self.pairs,
+            self.num_inference_steps,
+            self.batch_size,
+            self.seed,
+            self.lpips_model,
+            self.spread_samples,
         )
         results = tqdm(results, "evaluate", self.pairs.expected_images, unit="image")
         images, pictures, pixels = [], [], PixelSample()
@@ -219,27 +242,26 @@ class Session:
             gallery.add(number, result)
             if number < self.grid_rows:
                 pictures.append(result.pictures)
-            if result.confidence is not None:
-                add_pixels(pixels, result)
+            if result.confidence is not None or result.spread is not None:
+                add_pixels(pixels, result, f"spread of {self.spread_samples} samples")
             for name, feature in self.features.items():
                 for image, kept in zip((result.generated, result.eo), vectors[name], strict=True):
                     kept.append(feature(image[None].to(pipe.device)).cpu())
         return images, pictures, vectors, pixels
 
 
-def add_pixels(sample: PixelSample, result: PairResult) -> None:
-    """Add one image's errors and what predicts them: the model's variance, and as a baseline the SAR image's gradient.
-
-    The gradient's magnitude costs nothing, and edges are where images go wrong.
+def add_pixels(sample: PixelSample, result: PairResult, spread: str) -> None:
+    """Add one image's errors and what predicts them: the model's variance, and as baselines the spread, under that
+    name, and the SAR image's gradient, whose magnitude costs nothing: edges are where images go wrong.
     """
-    error = (result.generated - result.eo).abs().mean(0).numpy(force=True) * 255
-    uncertainties = {
-        "predicted variance": 1 / result.confidence.double().numpy(force=True) - 1,
-        "SAR gradient": np.hypot(*np.gradient(result.sar[0].numpy(force=True))),
-    }
-    optional = [getattr(result, name, None) for name in ("expected_error", "error_probability", "mask")]
-    expected, probability, mask = (None if x is None else x.numpy(force=True) for x in optional)
-    sample.add(error, uncertainties, expected, probability, mask=mask)
+    uncertainties = {}
+    if result.confidence is not None:
+        uncertainties["predicted variance"] = pixel_variance(result)
+    if result.spread is not None:
+        uncertainties[spread] = result.spread.numpy()
+    uncertainties["SAR gradient"] = np.hypot(*np.gradient(result.sar[0].numpy()))
+    optional = (result.expected_error, result.error_probability, result.discrepancy, result.mask)
+    sample.add(absolute_error(result), uncertainties, *(None if x is None else x.numpy() for x in optional))
 
 
 def _load_lpips(net, weights, download, left_out: LeftOut) -> lpips.LPIPS | None:
@@ -295,6 +317,14 @@ def _describe_sampling(pipe: CDiffSETPipeline, num_inference_steps: int | None) 
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
     }
+
+
+def _describe_calibration(pipe: CDiffSETPipeline, num_inference_steps: int | None) -> str | None:
+    """What the expected error was fitted on; None where the model gives none at this number of steps."""
+    if pipe.calibration_knots(num_inference_steps or pipe.config.default_num_inference_steps) is None:
+        return None
+    data, split, n = (pipe.config.calibration.get(key, "unknown") for key in ("data", "split", "n"))
+    return f"{data}, split {split}: {n} images"
 
 
 def _describe_autoencoder(vae: AutoencoderKL | AutoencoderTiny) -> str:

@@ -50,7 +50,7 @@ class CDiffSETPipelineOutput(BaseOutput):
         variance: B x h x w, predicted variance of the clean latent, in latent units squared; None likewise.
         latents: B x C x h x w, the final latents (the EO image in [-1, 1] in pixel space), padding included.
         expected_error: B x H x W, expected absolute error of a pixel in 8-bit levels, mean over r, g, b; None without
-            a calibration for this number of steps (`c-diffset calibrate`).
+            a calibration for this number of steps (`c-diffset calibrate`), and of an ensemble, whose mean errs less.
         error_probability: B x H x W, that this error exceeds `config.calibration["threshold"]`; None likewise.
         spread: B x H x W, standard deviation over the ensemble in 8-bit levels, mean over r, g, b; None without one.
     """
@@ -505,7 +505,7 @@ class CDiffSETPipeline(DiffusionPipeline):
             variance = torch.stack([variance for _, variance in samples]).mean(dim=0)
             confidence = self.to_pixels(variance_to_confidence(variance))[:, :height, :width]
             maps = {"confidence": confidence, "variance": variance}
-            knots = self.calibration_knots(steps)
+            knots = self.calibration_knots(steps) if len(samples) == 1 else None
             if knots is not None:
                 maps["expected_error"] = apply_calibration(confidence, knots, "expected_error")
                 maps["error_probability"] = apply_calibration(confidence, knots, "probability")

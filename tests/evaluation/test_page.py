@@ -19,7 +19,7 @@ VOID = {"meta", "img", "br", "hr", "link", "input", "col"}
 def data(tmp_path_factory):
     """Eight generated test pairs."""
     folder = tmp_path_factory.mktemp("pairs")
-    write_pairs(folder, 8, size=64, split="test")
+    write_pairs(folder, 8, size=64, split="test", discrepancy=0.1)
     return folder
 
 
@@ -61,7 +61,7 @@ def two_models(make_pipe, data, tmp_path):
     ):
         make_pipe(space, calibration=calibration, sar_transform=transform).save_pretrained(tmp_path / name)
         models.append(str(tmp_path / name))
-    evaluate(models, data, output=tmp_path / "out", **OPTIONS)
+    evaluate(models, data, output=tmp_path / "out", spread_samples=2, **OPTIONS)
     return tmp_path / "out"
 
 
@@ -71,6 +71,8 @@ def test_two_models_side_by_side_in_one_file(two_models):
     assert "<script>alert" not in text and "&lt;script&gt;alert" in text
     assert page.tags.count("img") >= 8 and "svg" in page.tags
     assert "plain" in text and "calibrated" in text and "psnr" in text.lower() and "synthetic" in text.lower()
+    assert "Reliability of the expected error" in text and "Probability of an error above 32 levels" in text
+    assert "AUROC" in text and "spread of 2 samples" in text
     differences = json.loads((two_models / "differences.json").read_text())
     assert {"psnr", "ssim"} <= {line["metric"] for line in differences}
     assert len(list(two_models.glob("*/metrics.json"))) == 2

@@ -128,6 +128,45 @@ def test_nodata_counts_nowhere_and_is_black(pipe, pairs):
     assert results[0].generated[..., 40:].max() == 0 and results[0].generated[..., :40].max() > 0
 
 
+def test_trust_holds_baselines_calibration_and_known_discrepancies(make_pipe, data, tmp_path):
+    write_pairs(tmp_path / "pairs", 4, size=64, discrepancy=0.2, split="test")
+    knots = {"variance": [0.0, 5.0], "expected_error": [10.0, 60.0], "probability": [0.0, 1.0]}
+    pipe = make_pipe("pixel", calibration={"threshold": 32.0, "steps": {"2": knots}, "data": "d", "split": "s", "n": 7})
+    options = {"num_inference_steps": STEPS, "lpips_net": None, "download": False}
+    plain = evaluate(pipe, tmp_path / "pairs", **options)
+    report = evaluate(pipe, tmp_path / "pairs", **options, spread_samples=3, batch_size=3)
+    assert report["images"][0]["psnr"] == pytest.approx(plain["images"][0]["psnr"], abs=1e-3)
+    assert report["calibration"] == "d, split s: 7 images"
+    found = report["trust"]["uncertainties"]
+    assert list(found) == ["predicted variance", "spread of 3 samples", "SAR gradient"]
+    assert list(plain["trust"]["uncertainties"]) == ["predicted variance", "SAR gradient"]
+    read = [read_pair(row) for row in load_pairs(tmp_path / "pairs", "test")]
+    share = np.mean([pair.discrepancy for pair in read])
+    assert report["trust"]["constant"]["average_precision"] == pytest.approx(share, abs=0.03) and share > 0.15
+    assert np.mean([crop.discrepancy for crop in crop_pairs(read, 32)]) == pytest.approx(share)
+    for entry in found.values():
+        assert 0.3 < entry["auroc"]["value"] < 0.9 and share / 2 < entry["average_precision"]["value"] < 4 * share
+    assert report["trust"]["expected_error"]["curve"].keys() == report["trust"]["error_probability"]["curve"].keys()
+    assert report["trust"]["threshold"] == 32
+
+    expected = np.mean([result.expected_error.numpy() for result in evaluate_pairs(pipe, read, STEPS)])
+    curve = report["trust"]["expected_error"]["curve"]
+    assert np.average(curve["expected"], weights=curve["count"]) == pytest.approx(expected, rel=0.05)
+    assert (
+        "auroc" not in evaluate(pipe, data, **options)["trust"]["uncertainties"]["SAR gradient"]
+    )  # none in these pairs
+
+
+def test_the_spread_is_that_of_other_samples(make_pipe, pairs):
+    pipe = make_pipe("tiny", sar_transform={"units": "display", "range": [0.0, 1.0], "channels": [0, 0, 0]})
+    results = [list(evaluate_pairs(pipe, pairs, 1, size, spread_samples=2)) for size in (1, 4)]
+    for alone, batched in zip(*results, strict=True):
+        assert alone.spread.shape == (64, 64) and alone.spread.mean() > 0.5
+        torch.testing.assert_close(alone.spread, batched.spread, atol=0.05, rtol=0.05)
+    with pytest.raises(ValueError, match="spread_samples is 1"):
+        evaluate(pipe, "nowhere", spread_samples=1)
+
+
 def test_nan_out_of_the_model_names_the_pair(data):
     unet = small_unet(3, 3, [16, 32], layers_per_block=1, attention_levels=0)
     unet.conv_out.bias.data.fill_(float("nan"))

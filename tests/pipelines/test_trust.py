@@ -24,6 +24,7 @@ def test_calibration_is_linear_between_knots_and_travels_with_the_model(make_pip
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
     other = pipe(sar, 3, output_type="pt")
     assert other.expected_error is None and other.error_probability is None
+    assert pipe(sar, 2, ensemble_size=2).expected_error is None  # the mean of samples errs less than one
     assert make_pipe(space)(sar, 2).expected_error is None
 
 
