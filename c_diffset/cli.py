@@ -72,10 +72,10 @@ def command_parser(name: str) -> tuple[ArgumentParser, object]:
 
 def _spell_out_flags(args: list[str], function) -> list[str]:
     """`--dry_run` for `--dry-run`, and `--confidence` for `--confidence true`, as for all that is False by default."""
-    args = [re.sub(r"(?<=\w)-(?=\w)", "_", arg) if re.fullmatch(r"--[\w-]+", arg) else arg for arg in args]
+    args = [re.sub(r"^--[\w-]+", lambda name: "--" + name[0][2:].replace("-", "_"), arg) for arg in args]
     flags = {f"--{name}" for name, parameter in signature(function).parameters.items() if parameter.default is False}
     spelt = []
-    for arg, following in zip(args, [*args[1:], ""], strict=True):
+    for arg, following in zip(args, [*args, ""][1:], strict=True):
         spelt += [arg, "true"] if arg in flags and following not in ("true", "false") else [arg]
     return spelt
 
@@ -101,6 +101,9 @@ def main(args: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"c-diffset {args[0]}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"c-diffset {args[0]}: interrupted", file=sys.stderr)
+        return 130
     return 1 if getattr(result, "failed", None) else 0
 
 

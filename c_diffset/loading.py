@@ -1,11 +1,13 @@
 """A pipeline ready for work: on its device, in its precision, quiet, and with another autoencoder where asked for."""
 
 import os
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
+from huggingface_hub import try_to_load_from_cache
 
 from c_diffset.cpu import use_whole_cpu
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, describe_pickle
@@ -45,6 +47,24 @@ def load_pipeline(
     if pipe.device.type == "cpu":
         use_whole_cpu()
     return pipe
+
+
+def model_revision(model: str | os.PathLike, revision: str | None = None) -> str | None:
+    """What tells a model's weights from others: the commit of a Hub id, or a checksum of a folder's UNet."""
+    if not Path(model).is_dir():
+        cached = try_to_load_from_cache(str(model), "model_index.json", revision=revision)
+        return Path(cached).parent.name if isinstance(cached, str) else revision
+    weights = sorted(Path(model, "unet").glob("*.safetensors"))
+    return f"sha256:{file_sha256(weights[0])[:16]}" if weights else None
+
+
+def file_sha256(path: Path) -> str:
+    """The checksum of a file of any size, in hex."""
+    digest = sha256()
+    with open(path, "rb") as file:
+        while data := file.read(2**20):
+            digest.update(data)
+    return digest.hexdigest()
 
 
 def replace_autoencoder(pipe: CDiffSETPipeline, source: str | os.PathLike) -> None:

@@ -42,6 +42,9 @@ def test_wrong_usage_is_named(capsys):
     assert "--num_steps" in capsys.readouterr().err
     assert main(["translate", "absent.png", "--model", "m", "--output", "o"]) == 2
     assert "absent.png" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["publish"])
+    assert "folder" in capsys.readouterr().err
 
 
 def test_from_pairs_to_metrics(tmp_path):
@@ -75,6 +78,7 @@ def test_from_pairs_to_metrics(tmp_path):
 
     student = {"output_dir": str(tmp_path / "student"), "teacher": str(tmp_path / "run/pipeline"), "batch_size": 2}
     student |= {name: config[name] for name in ("data", "validation", "max_steps")} | {"critic": {"weight": 1.0}}
+    student |= {"optimizer": {"learning_rate": 1e-2, "warmup_steps": 1}, "ema_decay": 0.5}  # its variance moves
     (tmp_path / "distill.yaml").write_text(yaml.safe_dump(student))
     done = run(*launch, "tools/distill.py", "--config", tmp_path / "distill.yaml", "--critic.loss", "hinge")
     assert done.returncode == 0, done.stderr
@@ -92,3 +96,11 @@ def test_from_pairs_to_metrics(tmp_path):
     assert report["n"] == 2 and 0 < report["mean"]["psnr"] < 60
     assert {"fid", "kid"} <= {entry["metric"] for entry in report["left_out"]} | set(report["mean"])
     assert (tmp_path / "metrics/grid.png").is_file()
+
+    source = ["--data", str(tmp_path / "raw"), "--split", "validation"]
+    assert main(["calibrate", "--model", str(tmp_path / "student/pipeline"), *source]) == 0
+    publish = ["publish", str(tmp_path / "student/pipeline"), "--repo", "me/student", "--license", "mit"]
+    options = ["--evaluation", str(tmp_path / "metrics"), f"--dry-run={tmp_path / 'preview'}", "--pixel-size", "10"]
+    assert main([*publish, *options]) == 0
+    card = (tmp_path / "preview/README.md").read_text()
+    assert "expected_error" in card and f"| psnr | {report['mean']['psnr']:.4f} |" in card

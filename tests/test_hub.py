@@ -20,12 +20,15 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard, ModelCard
 from pystac.validation import validate_dict
 from rasterio.transform import Affine
+from safetensors.torch import load_file, save_file
 
 from c_diffset import load_pairs, write_pairs
+from c_diffset.data.layouts import prepare
 from c_diffset.data.pairs import read_pair
 from c_diffset.hub.folder import inherited_license
 from c_diffset.hub.pairs import check_push, publish_pairs
 from c_diffset.hub.publish import publish
+from c_diffset.loading import model_revision
 from c_diffset.pipelines.pipeline_cdiffset import SOURCE, CDiffSETPipeline
 from c_diffset.training.config import DataConfig, FinetuneConfig, ModelConfig, save_config
 from tests.conftest import tiny_components
@@ -106,6 +109,10 @@ def names_below(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+def evaluation_of(model: Path, **changes) -> dict:
+    return EVALUATION | {"model": str(model), "weights": model_revision(model)} | changes
+
+
 def change_json(path: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -124,8 +131,9 @@ def test_a_dry_run_is_the_whole_repository(hub, model, tmp_path):
     run = model.parent
     write_run(run, model=ModelConfig(base=SD21), max_steps=40)
     write_pairs(run / "pairs", 1, size=32, split="train", sar_format="tif")
+    (model / "pipeline.py").write_text("raise SystemExit('older code')")
     (run / "evaluation").mkdir()
-    (run / "evaluation/metrics.json").write_text(json.dumps(EVALUATION | {"model": str(model)}))
+    (run / "evaluation/metrics.json").write_text(json.dumps(evaluation_of(model)))
     shutil.copyfile(next((run / "pairs").rglob("eo/*.png")), run / "evaluation/grid.png")
     (model / "notes.txt").write_text("not for others")
     (model / ".cache").mkdir()
@@ -140,6 +148,7 @@ def test_a_dry_run_is_the_whole_repository(hub, model, tmp_path):
     np.testing.assert_array_equal(
         translate(CDiffSETPipeline.from_pretrained(out)), translate(CDiffSETPipeline.from_pretrained(model))
     )
+    assert (out / "pipeline.py").read_text() == SOURCE
     for line in (out / "checksums.sha256").read_text().splitlines():
         sha256, name = line.split("  ")
         assert hashlib.sha256((out / name).read_bytes()).hexdigest() == sha256
@@ -311,7 +320,7 @@ def test_an_interrupted_upload_commits_nothing_and_can_be_repeated(hub, model):
 @pytest.mark.parametrize(
     ("drop", "message", "commits"),
     [
-        ({"commit": 0}, "Nothing was committed.*is as it was", 1),
+        ({"commit": 0}, "Nothing was committed.*is new, and empty", 1),
         ({"answer": 0}, "has a new commit.*whole or not at all", 2),
         ({"commit": 0, "info": 2}, "unknown whether the commit was made.*whole or not at all", 1),
     ],
@@ -395,6 +404,15 @@ def test_a_public_repository_does_not_become_private_silently(hub, model):
 # --------------------------------------------------------------------------------------- refused before any call
 
 
+def change_weights(folder: Path, change) -> None:
+    """Change the first tensor of a component, or leave it out."""
+    path = folder / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    name = min(tensors)
+    tensors[name] = change(tensors[name])
+    save_file({key: x for key, x in tensors.items() if x is not None}, path, metadata={"format": "pt"})
+
+
 def link_away(model: Path) -> None:
     (model.parent / "secret.txt").write_text("secret")
     (model / "tokenizer/more.txt").symlink_to(model.parent / "secret.txt")
@@ -439,12 +457,23 @@ def link_away(model: Path) -> None:
             "unet is of 'my_models'",
         ),
         (link_away, ValueError, "more.txt is a link to .*secret.txt, outside the folder"),
+        (lambda model: change_json(model / "model_index.json", vae="x"), ValueError, "vae is 'x', expected a library"),
+        (lambda model: change_weights(model / "unet", lambda x: None), FileNotFoundError, "unet lacks 1 tensors"),
+        (lambda model: change_weights(model / "vae", lambda x: x * np.nan), ValueError, "vae: .* holds NaN"),
+        (lambda model: (model.parent / "config.yaml").write_text("a: [1"), ValueError, "config.yaml is not YAML"),
     ],
 )
 def test_unfit_folders(hub, model, spoil, error, message):
     spoil(model)
     with pytest.raises(error, match=message):
         publish(model, REPO)
+    assert not hub.calls
+
+
+def test_unfit_numbers(hub, model):
+    for pixel_size in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="pixel_size is .*expected metres above 0"):
+            publish(model, REPO, pixel_size=pixel_size)
     assert not hub.calls
 
 
@@ -471,6 +500,29 @@ def test_the_licence_follows_the_base(hub, model, tmp_path):
     assert not hub.calls
     publish(model, REPO, dry_run=tmp_path / "out")
     assert ModelCard.load(tmp_path / "out/README.md").data.license == "openrail++"
+
+
+def test_a_known_base_of_other_weights_or_none_decides_the_licence(model, tmp_path):
+    unet = {"block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 1024}
+    assert inherited_license(unet, ["stabilityai/sd-turbo"], shape_tells=False) is None
+    publish(model, REPO, license="mit", base_model="stabilityai/sd-turbo", dry_run=tmp_path / "out")
+    assert ModelCard.load(tmp_path / "out/README.md").data.license == "mit"
+
+
+def test_folders_are_no_hub_ids_elsewhere(model, tmp_path, monkeypatch):
+    """A run of relative paths, published from another folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/base").mkdir(parents=True)
+    write_pairs(tmp_path / "data/sen12", 1, size=32, split="train")
+    config = FinetuneConfig(output_dir="run", data=DataConfig(source="data/sen12"), model=ModelConfig(base="runs/base"))
+    save_config(config, model.parent / "config.yaml")
+    monkeypatch.chdir(model)
+    shutil.rmtree(tmp_path / "data")
+    (tmp_path / "metrics.json").write_text(json.dumps(evaluation_of(model, data="data/sen12", data_on_hub=False)))
+    publish(model, REPO, evaluation=tmp_path / "metrics.json", dry_run=tmp_path / "out")
+    data = ModelCard.load(tmp_path / "out/README.md").data
+    assert data.base_model is None and not data.datasets
+    assert data.eval_results[0].dataset_type == "custom" and data.eval_results[0].dataset_name == "sen12"
 
 
 def test_the_licence_follows_the_base_of_the_base(model, tmp_path):
@@ -503,15 +555,58 @@ def test_bases_are_known_by_shape_or_name(width, names, license):
 
 
 def test_a_report_on_another_model_is_refused(hub, model, tmp_path):
-    best = shutil.copytree(model, model.parent / "best")
+    other = save_model(tmp_path / "other", tmp_path / "text", "pixel")
     report = tmp_path / "metrics.json"
-    report.write_text(json.dumps(EVALUATION | {"model": str(best)}))
-    with pytest.raises(ValueError, match="is about .*best, not .*evaluate the model that you publish"):
-        publish(model, REPO, evaluation=report)
-    report.write_text('{"psnr": 99}')
-    with pytest.raises(ValueError, match="has no 'model'"):
-        publish(model, REPO, evaluation=report)
+    for content, message in (
+        (evaluation_of(other), "is about .*other, with weights sha256:.*evaluate the folder that you publish"),
+        (evaluation_of(model, weights=None), "with weights None"),
+        (evaluation_of(model, mean=None), "must hold finite numbers"),
+        (evaluation_of(model, mean={"psnr": float("nan")}), "must hold finite numbers"),
+        (evaluation_of(model, floors=[1]), "must hold finite numbers"),
+        (evaluation_of(model, left_out=[{"metric": "fid"}]), "card cannot be written .*reason"),
+        (evaluation_of(model, trust={"images": 3}), "card cannot be written .*uncertainties"),
+        ({"psnr": 99}, "has no 'model'"),
+        ([1], "holds a list"),
+    ):
+        report.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message):
+            publish(model, REPO, evaluation=report)
+    with pytest.raises(FileNotFoundError, match="metrics.json is missing: expected the output of"):
+        publish(model, REPO, evaluation=model)
     assert not hub.calls
+
+
+def test_reports_cannot_write_into_the_card(model, tmp_path):
+    text = "test\n\n# Bought\n<script>alert(1)</script> | `a`"
+    report = evaluation_of(model, split=text, conventions={"psnr": text}, data=text)
+    (tmp_path / "metrics.json").write_text(json.dumps(report))
+    publish(model, REPO, evaluation=tmp_path / "metrics.json", dry_run=tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out/README.md")
+    assert "# Bought" in card.text and "\n# Bought" not in card.text and "<script>" not in card.text
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        {"units": "display", "range": [0.0, 1.0], "channels": [0, 0, 0]},
+        {"units": "db", "range": [-30.0, 0.0], "channels": [0, 1, "0-1"], "bands": ["VV", "VH"]},
+    ],
+)
+def test_the_example_of_the_card_runs(transform, model, tmp_path, monkeypatch):
+    change_json(model / "model_index.json", sar_transform=transform)
+    publish(model, REPO, dry_run=tmp_path / "out")
+    text = (tmp_path / "out/README.md").read_text()
+    first, second = (block.split("```")[0] for block in text.split("```python\n")[1:3])
+    monkeypatch.chdir(tmp_path)
+    values = np.random.default_rng(0).uniform(-25, 0, (2, 16, 16)).astype(np.float32)
+    with rasterio.open("sar.tif", "w", driver="GTiff", count=2, height=16, width=16, dtype="float32") as raster:
+        raster.write(values)
+    PIL.Image.fromarray(SAR).save("sar.png")
+    names: dict = {}
+    exec(first.replace(REPO, "out"), names)
+    assert PIL.Image.open("eo.png").size == (16, 16) and names["output"].expected_error.shape == (1, 16, 16)
+    exec(second.replace(REPO, str(tmp_path / "out")), names)  # the code in the folder knows the calibration, too
+    assert names["pipe"](np.moveaxis(values, 0, -1) if "bands" in transform else SAR).expected_error is not None
 
 
 # --------------------------------------------------------------------------------------------------------- pairs
@@ -574,6 +669,36 @@ def test_float_rasters_and_masks_stay_what_they_are(tmp_path):
     np.testing.assert_array_equal(other.sar, pair.sar)
     np.testing.assert_array_equal(other.mask, np.eye(16) != 0)
     assert again["region"] == "x"
+
+
+def test_prepared_pairs_are_pushed_again_after_a_lost_connection(hub, tmp_path, capsys):
+    write_pairs(tmp_path / "pairs", 3, size=32, split="train")
+    arguments = ["folders", tmp_path / "pairs/train", tmp_path / "out"]
+    options = {"push": "me/pairs", "license": "mit", "fractions": (1, 0, 0), "progress": False}
+    hub.drop = {"commit": 0}
+    with pytest.raises(OSError, match="Nothing was committed: .*is new, and empty. Repeat the command"):
+        prepare(*arguments, **options)
+    hub.drop = {}
+    assert prepare(*arguments, **options).splits == {"train": 3}
+    assert "prepared already" in capsys.readouterr().out
+    with pytest.raises(FileExistsError, match="layout 'folders', not 'sen1-2'"):
+        prepare("sen1-2", *arguments[1:], **options)
+    write_pairs(tmp_path / "others", 2, size=32, split="train", seed=4)
+    arguments = ["folders", tmp_path / "others/train", tmp_path / "out2"]
+    with pytest.raises(ValueError, match="holds other pairs.*overwrite"):
+        prepare(*arguments, **options)
+    prepare(*arguments, **options, overwrite=True)
+    assert len(hub.repos["datasets", "me/pairs"].commits) == 3
+
+
+def test_what_is_no_image_is_not_sent(tmp_path):
+    write_pairs(tmp_path / "pairs", 1, size=32, split="train")
+    (tmp_path / "secret").write_text("secret")
+    image = next((tmp_path / "pairs").rglob("eo/*.png"))
+    image.unlink()
+    image.symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match="is no PNG, JPEG or TIFF"):
+        publish_pairs(tmp_path / "pairs", "me/pairs", license="mit", dry_run=tmp_path / "out")
 
 
 def test_many_pairs_go_in_shards_and_an_interruption_commits_nothing(hub, tmp_path, monkeypatch):

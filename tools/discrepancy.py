@@ -2,7 +2,8 @@
 
 Generated pairs in which 0, 5 and 20 % of the pixels show different surfaces in the two images. From one stage 1, the
 training goes on for as many updates again: once with the plain loss and once with the C-Diff loss, all else equal.
-Both are measured on unseen pairs that agree everywhere. A stopped run goes on.
+Both are measured on unseen pairs that agree everywhere; and how well the variance finds the pixels that disagree, on
+unseen pairs that do. A stopped run goes on.
 """
 
 import json
@@ -12,6 +13,7 @@ import numpy as np
 from jsonargparse import auto_cli
 
 from c_diffset.data.synthetic import write_pairs
+from c_diffset.evaluation.reliability import paired_bootstrap
 from c_diffset.evaluation.report import evaluate
 from c_diffset.training.config import (
     DataConfig,
@@ -23,7 +25,8 @@ from c_diffset.training.config import (
 )
 from c_diffset.training.finetune import finetune
 
-SIZE = 64
+SIZE, TEST_PAIRS = 64, 64
+METRICS = ("psnr", "ssim")
 
 
 def settings(output: Path, data: Path, max_steps: int, model: ModelConfig, stage: str, seed: int) -> FinetuneConfig:
@@ -43,7 +46,7 @@ def settings(output: Path, data: Path, max_steps: int, model: ModelConfig, stage
 
 
 def discrepancy(output: str = "runs/discrepancy", max_steps: int = 400, pairs: int = 400, seeds: int = 2) -> None:
-    """Train and measure all; print a line for each, also into `results.jsonl`.
+    """Train and measure all; print a line for each model and each comparison, also into `results.jsonl`.
 
     Args:
         output: folder of data and runs.
@@ -54,7 +57,7 @@ def discrepancy(output: str = "runs/discrepancy", max_steps: int = 400, pairs: i
     folder = Path(output)
     (folder / "results.jsonl").unlink(missing_ok=True)
     if not (folder / "test").exists():
-        write_pairs(folder, 64, size=SIZE, seed=1, split="test")
+        write_pairs(folder, TEST_PAIRS, size=SIZE, seed=1, split="test")
     scratch = ModelConfig(
         unet=SmallUNetConfig(block_out_channels=[16, 32, 64], layers_per_block=1),
         prediction_type="sample",
@@ -66,18 +69,40 @@ def discrepancy(output: str = "runs/discrepancy", max_steps: int = 400, pairs: i
     for share in (0.0, 0.05, 0.2):
         data = folder / f"data{share:g}"
         if not (data / "train/metadata.jsonl").exists():
+            write_pairs(data, TEST_PAIRS, size=SIZE, seed=1, discrepancy=share, split="test")
             write_pairs(data, pairs, size=SIZE, discrepancy=share)
         first = finetune(settings(folder / f"stage1_{share:g}", data, max_steps, scratch, "denoising", 0))
+        values = {}
         for seed in range(1, seeds + 1):
             for stage in ("denoising", "confidence"):
                 run = folder / f"{stage}_{share:g}_{seed}"
                 model = finetune(settings(run, data, max_steps, ModelConfig(base=str(first)), stage, seed))
                 report = evaluate(model, folder, split="test", lpips_net=None, download=False)
-                line = {"discrepancy": share, "loss": stage, "seed": seed, "n": report["n"]}
-                line |= {name: float(np.round(report["mean"][name], 4)) for name in ("psnr", "ssim")}
-                print(line, flush=True)
-                with open(folder / "results.jsonl", "a") as file:
-                    file.write(json.dumps(line) + "\n")
+                for name in METRICS:
+                    values.setdefault((stage, name), []).append([row[name] for row in report["images"]])
+                means = {name: round(report["mean"][name], 4) for name in METRICS}
+                note(folder, {"discrepancy": share, "loss": stage, "seed": seed, "n": report["n"]} | means)
+                if stage == "confidence" and share > 0:
+                    note(folder, {"discrepancy": share, "seed": seed} | detection(model, data))
+        for name in METRICS:
+            plain, guided = (np.mean(values[stage, name], axis=0) for stage in ("denoising", "confidence"))
+            gain = paired_bootstrap(guided, plain)
+            note(folder, {"discrepancy": share, "metric": name, "confidence - denoising": np.round(gain, 4).tolist()})
+
+
+def detection(model: Path, data: Path) -> dict:
+    """How well the variance of a translation finds the pixels at which the pairs of the test split disagree."""
+    trust = evaluate(model, data, split="test", lpips_net=None, download=False)["trust"]
+    found = trust["uncertainties"]["predicted variance"]
+    values = {name: list(found[name].values()) for name in ("auroc", "average_precision")}
+    return values | {"average_precision of chance": trust["constant"]["average_precision"]}
+
+
+def note(folder: Path, line: dict) -> None:
+    """Print a result, and append it to the file."""
+    print(line, flush=True)
+    with open(folder / "results.jsonl", "a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

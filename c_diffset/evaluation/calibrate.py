@@ -14,6 +14,7 @@ from c_diffset.evaluation.images import PairResult, evaluate_pairs
 from c_diffset.evaluation.reliability import ReliabilityCurve, bin_sums, quantile_bins
 from c_diffset.evaluation.split import SplitPairs
 from c_diffset.loading import Precision, load_pipeline
+from c_diffset.pipelines.pipeline_cdiffset import SOURCE
 
 SHIFT = 13  # of the 23 bits of a float32 mantissa: fine bins of variance are 0.1 % wide
 FINE_BINS = 1 << (31 - SHIFT)
@@ -38,7 +39,7 @@ def calibrate(
     Isotonic regressions (Barlow et al., 1972; Zadrozny and Elkan, 2002) of the absolute error and of (error >
     `threshold`) on the per-pixel variance `1 / confidence - 1`. The error is the mean over r, g, b of |generated -
     true| in 8-bit levels, the generated image rounded to 8 bits. Pixels without data do not enter. Only
-    `model_index.json` changes, and that at once.
+    `model_index.json` changes, and that at once; and an older `pipeline.py`, which may know nothing of a calibration.
 
     Args:
         model: the folder of a pipeline with a variance channel.
@@ -83,6 +84,7 @@ def calibrate(
         print(describe(steps, maps[str(steps)], pool))
     source = Path(data).resolve().name if Path(data).exists() else str(data)
     facts = {"threshold": float(threshold), "data": source, "split": split, "n": images}
+    index.with_name("pipeline.py").write_text(SOURCE, encoding="utf-8")
     return store_calibration(index, facts, maps)
 
 

@@ -33,7 +33,7 @@ from c_diffset.evaluation.metrics import (
 from c_diffset.evaluation.page import make_page
 from c_diffset.evaluation.reliability import PixelSample
 from c_diffset.evaluation.split import SplitPairs, is_remote, split_against_train, train_colour
-from c_diffset.loading import Precision, load_pipeline
+from c_diffset.loading import Precision, load_pipeline, model_revision
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 
 GRID_LABELS = ("SAR", "generated", "EO", "confidence")
@@ -116,6 +116,7 @@ def evaluate(
     pairs = SplitPairs(load_pairs(data, split), crop_size, max_images)
     protocol = {
         "data": str(data),
+        "data_on_hub": is_remote(data),
         "split": split,
         "split_against_train": split_against_train(pairs.rows, train_rows) if split != "train" else [],
     }
@@ -137,7 +138,9 @@ def evaluate(
     for i, each in enumerate(models):
         pipe = each if isinstance(each, CDiffSETPipeline) else load_pipeline(each, revision, device, dtype, vae)
         gallery = Gallery(chosen=set(galleries[0].pictures)) if galleries else Gallery()
-        report, grid = session.measure(pipe, {"model": name_of(each), "revision": revision}, gallery)
+        weights = None if pipe is each else model_revision(each, revision)
+        identity = {"model": name_of(each), "revision": revision, "weights": weights}
+        report, grid = session.measure(pipe, identity, gallery)
         print(quality_table(report))
         reports.append(report)
         galleries.append(gallery)

@@ -2,26 +2,22 @@
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from c_diffset.hub.folder import Run, is_hub_id, public_name
-from c_diffset.hub.item import band_names
+from c_diffset.hub.folder import Run, public_name
+from c_diffset.hub.item import FINITE, UNITS, band_names
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 
 TAGS = ["sar", "eo", "remote-sensing", "earth-observation", "image-to-image", "diffusion", "c_diffset"]
-UNITS = {
-    "display": "display values: integers of 8 or 16 bits (divided by their full scale), or floating point in [0, 1]",
-    "db": "calibrated backscatter in dB, floating point",
-    "power": "calibrated backscatter as linear power, floating point, which the pipeline converts to dB",
-    "amplitude": "calibrated backscatter as linear amplitude, floating point, which the pipeline converts to dB",
-}
 LICENSE_NOTES = {
     "unknown": "No licence was chosen: ask the author before you use the weights.",
-    "openrail++": "CreativeML Open RAIL++-M, with its use restrictions, which weights of Stable Diffusion 2 keep.",
+    "openrail++": "CreativeML Open RAIL++-M, with its use restrictions, which weights of Stable Diffusion 2 keep. "
+    "Whoever passes them on passes a copy of it on, too.",
     "creativeml-openrail-m": "CreativeML Open RAIL-M, with its use restrictions, which weights of Stable Diffusion 1 "
-    "keep.",
+    "keep. Whoever passes them on passes a copy of it on, too.",
 }
 LIMITS = """\
 - Every image is **synthetic**: plausible, not observed. It shows what an EO image could look like, not what stood
@@ -120,15 +116,14 @@ def eval_results(report: dict | None) -> list[EvalResult]:
     """The mean metrics of a report, each with the protocol it was measured by."""
     if report is None:
         return []
-    data = str(report["data"])
     keys = ("n", "num_inference_steps", "seed", "crop_size")
     protocol = {key: report[key] for key in keys if report.get(key) is not None}
     return [
         EvalResult(
             task_type="image-to-image",
             task_name="SAR to EO image translation",
-            dataset_type=data if is_hub_id(data) else "custom",
-            dataset_name=public_name(data),
+            dataset_type=report["data"] if report.get("data_on_hub") else "custom",
+            dataset_name=data_name(report),
             dataset_split=report["split"],
             dataset_args=protocol,
             metric_type=metric,
@@ -138,6 +133,16 @@ def eval_results(report: dict | None) -> list[EvalResult]:
         for metric, value in report["mean"].items()
         if value is not None
     ]
+
+
+def plain(text: object) -> str:
+    """Text of a report, fit for one line or one cell of Markdown."""
+    return " ".join(str(text).split()).replace("<", "&lt;").replace("|", "\\|").replace("`", "'")
+
+
+def data_name(report: dict) -> str:
+    """The data of a report: a Hub id, or of a folder the name alone."""
+    return plain(report["data"] if report.get("data_on_hub") else Path(str(report["data"])).name)
 
 
 # ------------------------------------------------------------------------------------------------------- sections
@@ -179,29 +184,48 @@ def describe_input(facts: Facts) -> str:
             f"- Pixel size of the training data: {size}.",
             f"- Any height and width; padded to a multiple of {pipe.size_multiple} pixels"
             + (f". Trained on crops of {crop} pixels." if crop else "."),
-            "- No NaN or infinite values: fill or mask them first. `mlm.json` says the same for machines.",
+            f"- {FINITE} `mlm.json` says the same for machines.",
         ]
     )
 
 
 def describe_use(facts: Facts) -> str:
-    """With c_diffset, and with diffusers alone."""
+    """With c_diffset, and with diffusers alone; on an image as the model reads it."""
+    transform = facts.pipe.config.sar_transform
+    names = band_names(transform)
+    if transform["units"] == "display" and len(names) == 1:
+        modules, read = "import PIL.Image", 'sar = PIL.Image.open("sar.png")'
+    else:
+        modules = "import numpy as np\nimport rasterio"
+        read = (
+            'with rasterio.open("sar.tif") as scene:\n'
+            f"    sar = np.moveaxis(scene.read(), 0, -1)  # H x W x {len(names)}: {', '.join(names)}"
+        )
+    error = "" if facts.pipe.config.calibration is None else "output.expected_error  # 1 x H x W, 8-bit levels\n"
+    confidence = "output.confidence  # 1 x H x W, in (0, 1]\n" if facts.pipe.predicts_variance else ""
     return f"""\
 ```python
-import PIL.Image
+{modules}
 from c_diffset import CDiffSETPipeline
 
+{read}
 pipe = CDiffSETPipeline.from_pretrained("{facts.repo}")
-output = pipe(PIL.Image.open("sar.png"))
+output = pipe(sar)
 output.images[0].save("eo.png")
-```
+{confidence}{error}```
 
-Without c_diffset, by the code in `pipeline.py`:
+Without c_diffset installed, by the code in `pipeline.py`:
 
 ```python
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("{facts.repo}", custom_pipeline="{facts.repo}", trust_remote_code=True)
+```
+
+Whole georeferenced scenes, with c_diffset installed:
+
+```bash
+c-diffset translate scene.tif --model {facts.repo} --output eo --confidence
 ```
 
 Default: {facts.pipe.config.default_num_inference_steps} steps of {type(facts.pipe.scheduler).__name__}."""
@@ -240,7 +264,7 @@ def describe_trust(report: dict | None) -> list[str]:
     columns = {key: title for key, title in columns.items() if any(key in entry for entry in known.values())}
     table = ["| uncertainty | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, entry in known.items():
-        table.append(f"| {name} | " + " | ".join(_interval(entry.get(key)) for key in columns) + " |")
+        table.append(f"| {plain(name)} | " + " | ".join(_interval(entry.get(key)) for key in columns) + " |")
     text = (
         f"Measured with the metrics below ({trust['images']} images, 95 % intervals over images). AUSE: area between "
         "the sparsification curve and the oracle's, 0 is best; rank correlation with the absolute error; AUROC and "
@@ -263,23 +287,23 @@ def describe_metrics(report: dict | None) -> str:
     if report is None:
         return "Not measured."
     ceiling = {} if report.get("ceiling") is None else {"ceiling: autoencoder": report["ceiling"]}
-    floors = {f"floor: {name.replace('_', ' ')}": values for name, values in report.get("floors", {}).items()}
+    floors = {f"floor: {plain(name).replace('_', ' ')}": values for name, values in report.get("floors", {}).items()}
     columns = {"model": report["mean"], **floors, **ceiling}
     table = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for metric in report["mean"]:
         values = [f"{column[metric]:.4f}" if column.get(metric) is not None else "-" for column in columns.values()]
-        table.append(f"| {metric} | " + " | ".join(values) + " |")
+        table.append(f"| {plain(metric)} | " + " | ".join(values) + " |")
     apart = report.get("split_against_train") or []
     facts = [
-        f"n = {report['n']} images of {public_name(str(report['data']))}, split {report['split']}",
-        f"{report.get('num_inference_steps')} steps of {report.get('scheduler')}, seed {report.get('seed')}",
-        "whole images" if report.get("crop_size") is None else f"crops of {report['crop_size']} pixels",
-        *([f"split against train: {'; '.join(apart)}"] if apart else []),
+        f"n = {report['n']} images of {data_name(report)}, split {plain(report['split'])}",
+        plain(f"{report.get('num_inference_steps')} steps of {report.get('scheduler')}, seed {report.get('seed')}"),
+        "whole images" if report.get("crop_size") is None else f"crops of {plain(report['crop_size'])} pixels",
+        *([f"split against train: {plain('; '.join(apart))}"] if apart else []),
     ]
-    notes = [f"- {metric}: {text}" for metric, text in report.get("conventions", {}).items()]
+    notes = [f"- {plain(metric)}: {plain(text)}" for metric, text in report.get("conventions", {}).items()]
     for entry in report.get("left_out", []):
         reason = re.sub(r"(?<![\w/:])/(?:[^\s/]+/)*", "", entry["reason"])  # of paths, the last part alone
-        notes.append(f"- left out: {entry['metric']} ({reason})")
+        notes.append(f"- left out: {plain(entry['metric'])} ({plain(reason)})")
     return "\n".join(["Protocol: " + "; ".join(facts) + ".", "", *table, "", *notes])
 
 

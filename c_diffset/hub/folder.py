@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
@@ -18,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 
 INDEX, CODE = "model_index.json", "pipeline.py"
-GENERATED = ("README.md", "mlm.json", "checksums.sha256", "grid.png")
+GENERATED = (CODE, "README.md", "mlm.json", "checksums.sha256", "grid.png")
+LICENSE_FILE = "LICENSE"  # goes along where there is one
 COMPONENTS = {  # each component's configuration, and whether it has weights
     "unet": ("config.json", True),
     "vae": ("config.json", True),
@@ -27,7 +29,10 @@ COMPONENTS = {  # each component's configuration, and whether it has weights
     "scheduler": ("scheduler_config.json", False),
 }
 REQUIRED = ("unet", "scheduler")
-COMPONENT_SUFFIXES = (".json", ".safetensors", ".txt")
+COMPONENT_FILES = re.compile(
+    r"[\w.-]+\.safetensors(\.index\.json)?|(tokenizer_|scheduler_)?config\.json|vocab\.json|merges\.txt|tokenizer\.json"
+    r"|special_tokens_map\.json|added_tokens\.json"
+)
 PICKLES = (".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
 
 # Stable Diffusion 1 and 2 share their UNet's channels; the width of the text condition tells them apart
@@ -97,16 +102,25 @@ def pipeline_files(folder: Path) -> list[str]:
     if index.get("_class_name") != expected:
         raise ValueError(f"{folder / INDEX}: _class_name is {index.get('_class_name')!r}, expected {expected!r}")
     _check_safe(folder)
-    components = {name: index[name] for name in COMPONENTS if (index.get(name) or [None])[0] is not None}
+    components = {name: entry for name, entry in _components(folder, index).items() if entry[0] is not None}
     absent = [name for name in REQUIRED if name not in components]
     if absent:
         raise FileNotFoundError(f"{folder / INDEX} names no {absent[0]}: save the pipeline again")
-    files = [INDEX, *([CODE] if (folder / CODE).is_file() else [])]
+    files = [INDEX, *([LICENSE_FILE] if (folder / LICENSE_FILE).is_file() else [])]
     for name, (library, _) in components.items():
         if library not in ("diffusers", "transformers"):
             raise ValueError(f"{folder / INDEX}: {name} is of {library!r}, which loading refuses: use a stock class")
         files += [f"{name}/{file}" for file in _component_files(folder / name, *COMPONENTS[name])]
     return files
+
+
+def _components(folder: Path, index: dict) -> dict[str, list]:
+    """Library and class of each component that the index names, both None for one left out."""
+    named = {name: index[name] for name in COMPONENTS if index.get(name) is not None}
+    for name, entry in named.items():
+        if not isinstance(entry, list) or len(entry) != 2:
+            raise ValueError(f"{folder / INDEX}: {name} is {entry!r}, expected a library and a class")
+    return named
 
 
 def _check_safe(folder: Path) -> None:
@@ -124,7 +138,7 @@ def _check_safe(folder: Path) -> None:
 def _component_files(folder: Path, config: str, has_weights: bool) -> list[str]:
     """The names of a component's files; see `pipeline_files` for the errors."""
     paths = sorted(folder.glob("*"))
-    names = [path.name for path in paths if path.is_file() and path.suffix in COMPONENT_SUFFIXES]
+    names = [path.name for path in paths if path.is_file() and COMPONENT_FILES.fullmatch(path.name)]
     if config not in names:
         raise FileNotFoundError(f"{folder / config} is missing, but {INDEX} names {folder.name}: save it again")
     weights = {name for name in names if name.endswith(".safetensors")}
@@ -137,13 +151,41 @@ def _component_files(folder: Path, config: str, has_weights: bool) -> list[str]:
         raise FileNotFoundError(f"{folder} holds no weights (*.safetensors): save the pipeline again")
     if wanted - weights:
         raise FileNotFoundError(f"{folder / min(wanted - weights)} is missing, a part of the weights")
-    for name in sorted(weights):
-        try:
-            with safe_open(folder / name, "pt"):
-                pass
-        except SafetensorError as error:
-            raise ValueError(f"{folder / name} is damaged or no safetensors file ({error}): save it again") from None
+    stored_tensors(folder)
     return names
+
+
+def stored_tensors(folder: Path) -> set[str]:
+    """The names of all tensors in a component's weights; ValueError for a file that is none of safetensors."""
+    found: set[str] = set()
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                found |= set(file.keys())
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or no safetensors file ({error}): save it again") from None
+    return found
+
+
+def check_weights(pipe: CDiffSETPipeline, folder: Path) -> None:
+    """Refuse a loaded pipeline whose folder lacks weights, which loading makes up at random, or holds NaN.
+
+    Raises:
+        FileNotFoundError: tensors are missing.
+        ValueError: a tensor is not finite.
+    """
+    for name in ("unet", "vae"):
+        module = getattr(pipe, name)
+        if module is None:
+            continue
+        missing = sorted(set(module.state_dict()) - stored_tensors(folder / name))
+        if missing:
+            raise FileNotFoundError(
+                f"{folder / name} lacks {len(missing)} tensors, such as {missing[0]}: save the pipeline again"
+            )
+        for key, tensor in module.state_dict().items():
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"{folder / name}: {key} holds NaN or infinite values")
 
 
 def without_paths(content: dict) -> dict:
@@ -177,15 +219,26 @@ def read_run(folder: Path) -> Run | None:
         return None
     log, updates = folder.parent / "metrics.jsonl", None
     if folder.name == "pipeline" and log.is_file():
-        steps = [json.loads(line)["step"] for line in log.read_text(encoding="utf-8").splitlines()]
+        try:
+            steps = [int(json.loads(line)["step"]) for line in log.read_text(encoding="utf-8").splitlines()]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{log}: expected the log of a training run, one JSON object with a step a line") from None
         updates = max(steps, default=None)
-    return Run(_public_settings(settings), updates, (settings.get("data") or {}).get("source"))
+    return Run(_public_settings(settings), updates, _part(settings, "data").get("source"))
 
 
 def _read_settings(folder: Path) -> dict | None:
     path = folder.resolve().parent / "config.yaml"
-    settings = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from None
     return settings if isinstance(settings, dict) else None
+
+
+def _part(settings: dict, name: str) -> dict:
+    """A group of settings, empty where there is none."""
+    return settings[name] if isinstance(settings.get(name), dict) else {}
 
 
 def _public_settings(settings: dict) -> dict:
@@ -205,7 +258,7 @@ def ancestors(folder: Path) -> list[str]:
     """What the pipeline was trained from, and what that was trained from, nearest first: folders and Hub ids."""
     names: list[str] = []
     while (settings := _read_settings(folder)) is not None:
-        parent = settings.get("teacher") or (settings.get("model") or {}).get("base")
+        parent = settings.get("teacher") or _part(settings, "model").get("base")
         if not parent or parent in names:
             break
         names.append(parent)
@@ -216,20 +269,25 @@ def ancestors(folder: Path) -> list[str]:
 # ---------------------------------------------------------------------------------------------------- the licence
 
 
-def inherited_license(unet: dict, names: Iterable[str]) -> tuple[str, str] | None:
-    """The base that weights come from and the licence they keep, by the UNet's configuration or by names.
+def inherited_license(unet: dict, names: Iterable[str], shape_tells: bool = True) -> tuple[str, str] | None:
+    """The base that weights come from and the licence they keep, by names, or by the UNet's configuration.
+
+    Args:
+        unet: its configuration.
+        names: of what the weights come from.
+        shape_tells: whether a UNet of Stable Diffusion's shape counts as one; False where the base is known to be
+            another, or the UNet to be trained from scratch.
 
     Returns:
         For example ("Stable Diffusion 2", "openrail++"); None where neither tells of Stable Diffusion.
     """
-    width = unet.get("cross_attention_dim")
-    if list(unet.get("block_out_channels") or []) == SD_CHANNELS and width in SD_LICENSES:
-        return SD_LICENSES[width]
     for name in names:
-        for pattern, named_width in SD_NAMES.items():
+        for pattern, width in SD_NAMES.items():
             if re.search(pattern, name.lower()):
-                return SD_LICENSES[named_width]
-    return None
+                return SD_LICENSES[width]
+    width = unet.get("cross_attention_dim")
+    is_sd = list(unet.get("block_out_channels") or []) == SD_CHANNELS and width in SD_LICENSES
+    return SD_LICENSES[width] if shape_tells and is_sd else None
 
 
 def choose_license(wanted: str | None, inherited: tuple[str, str] | None) -> str:
@@ -241,7 +299,7 @@ def choose_license(wanted: str | None, inherited: tuple[str, str] | None) -> str
     if inherited is not None and wanted not in (None, inherited[1]):
         raise ValueError(
             f"license is {wanted!r}, but weights that come from {inherited[0]} stay under {inherited[1]!r}: leave "
-            "license out"
+            "license out, or name another base_model if they come from elsewhere"
         )
     chosen = wanted or (inherited[1] if inherited else "unknown")
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", chosen):

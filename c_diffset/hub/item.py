@@ -18,7 +18,14 @@ TO_DB = {
     "power": "10 * log10(max(band, 1e-10))",
     "amplitude": "20 * log10(max(band, 1e-10))",
 }
+UNITS = {
+    "display": "display values: integers of 8 or 16 bits (divided by their full scale), or floating point in [0, 1]",
+    "db": "calibrated backscatter in dB, floating point",
+    "power": "calibrated backscatter as linear power, floating point, which the pipeline converts to dB",
+    "amplitude": "calibrated backscatter as linear amplitude, floating point, which the pipeline converts to dB",
+}
 SCALING = "Each channel is clipped to its range, which is mapped to [-1, 1] (min-max to [0, 1], times 2, minus 1)."
+FINITE = "No NaN or infinite values: fill or mask them first."
 
 
 def band_names(transform: dict) -> list[str]:
@@ -27,13 +34,21 @@ def band_names(transform: dict) -> list[str]:
     return transform.get("bands") or [f"SAR band {number}" for number in range(count)]
 
 
-def mlm_item(pipe: CDiffSETPipeline, repo: str, license: str, origin: str | None, weights: dict) -> dict:
+def mlm_item(
+    pipe: CDiffSETPipeline,
+    repo: str,
+    license: str,
+    weights: dict,
+    origin: str | None = None,
+    from_scratch: bool = False,
+) -> dict:
     """The STAC item.
 
     Args:
         repo: Hub id.
-        origin: what the weights come from; None for a model from scratch.
         weights: name of each safetensors file to (bytes, SHA-256 in hex).
+        origin: what the weights come from, where that is known.
+        from_scratch: they are known to come from nothing.
     """
     transform = pipe.config.sar_transform
     parameters = sum(sum(p.numel() for p in part.parameters()) for part in _models(pipe).values())
@@ -47,14 +62,13 @@ def mlm_item(pipe: CDiffSETPipeline, repo: str, license: str, origin: str | None
         "description": "SAR to EO image translation by conditional diffusion. The EO images are synthetic.",
         "license": "other" if license == "unknown" else license,
         "bands": bands,
-        "mlm:name": f"c_diffset {repo.split('/')[1].strip('_')}",
+        "mlm:name": re.sub(r"[^A-Za-z0-9]+$", "", f"c_diffset {repo.split('/')[1]}"),
         "mlm:architecture": "Latent diffusion" if pipe.vae is not None else "Diffusion in pixel space",
         "mlm:tasks": predicts,
         "mlm:framework": "PyTorch",
         "mlm:framework_version": re.match(r"\d+\.\d+\.\d+", torch.__version__)[0],
         "mlm:total_parameters": parameters,
-        "mlm:pretrained": origin is not None,
-        "mlm:pretrained_source": origin,
+        **({"mlm:pretrained": not from_scratch, "mlm:pretrained_source": origin} if origin or from_scratch else {}),
         "mlm:accelerator": "cuda",
         "mlm:accelerator_constrained": False,
         "mlm:input": [_input(transform)],
@@ -93,7 +107,7 @@ def _input(transform: dict) -> dict:
     before = TO_DB.get(transform["units"])
     return {
         "name": "sar",
-        "description": SCALING,
+        "description": f"{UNITS[transform['units']].capitalize()}. {SCALING} {FINITE}",
         "bands": bands,
         "input": {
             "shape": [-1, len(bands), -1, -1],

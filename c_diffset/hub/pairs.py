@@ -23,6 +23,7 @@ GROUP_ROWS = 100  # pairs in memory at a time, and in one row group
 ORDER = ("train", "validation", "test")  # others after them
 MANIFEST = "pairs.json"  # which pairs these are: tells another data set from a new state of this one
 SHOWN_SUFFIXES = (".png", ".jpg", ".jpeg")  # what the Hub can show; float rasters stay undecoded files
+IMAGE_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 TAGS = ["sar", "eo", "remote-sensing", "earth-observation", "c_diffset"]
 
@@ -174,10 +175,16 @@ def _size(image: dict) -> int:
 
 
 def _embed(image: dict | None) -> dict | None:
-    """An image with its file's content, and of its path the name alone."""
+    """An image with its file's content, and of its path the name alone.
+
+    Raises:
+        ValueError: the file is no image, such as a link to something else.
+    """
     if image is None:
         return None
     content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+    if not content.startswith(IMAGE_MAGIC):
+        raise ValueError(f"{image['path']} is no PNG, JPEG or TIFF file: remove the pair")
     return {"bytes": content, "path": os.path.basename(image["path"] or "") or None}
 
 
@@ -208,6 +215,7 @@ def pairs_card(repo: str, license: str, splits: dict[str, Dataset]) -> str:
         "sar": "the SAR image, a file with the values that it stores",
         "eo": "the EO image of the same pixels, red, green, blue",
         "mask": "where the pair is valid: not 0",
+        "discrepancy": "where the two images are known to show different things: not 0",
         "id": "unique within a split",
     }
     columns = [f"| `{name}` | {meanings.get(name, 'metadata')} |" for name in first.column_names]

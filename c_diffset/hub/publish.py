@@ -1,7 +1,7 @@
 """`c-diffset publish`: a pipeline becomes a complete, documented repository of the Hugging Face Hub, in one commit."""
 
-import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -13,8 +13,10 @@ from pathlib import Path
 import PIL.Image
 import rasterio
 from huggingface_hub import CommitOperationAdd
+from rasterio.crs import CRS
+from rasterio.errors import CRSError
 
-from c_diffset.data.pairs import list_splits, load_pairs
+from c_diffset.data.pairs import list_splits, load_pairs, read_image
 from c_diffset.hub.card import Facts, model_card
 from c_diffset.hub.folder import (
     CODE,
@@ -25,6 +27,7 @@ from c_diffset.hub.folder import (
     Run,
     ancestors,
     check_repo_id,
+    check_weights,
     choose_license,
     component_origins,
     inherited_license,
@@ -37,6 +40,7 @@ from c_diffset.hub.folder import (
 )
 from c_diffset.hub.item import mlm_item
 from c_diffset.hub.repository import UNTOUCHED, Repository, check_token
+from c_diffset.loading import file_sha256, model_revision
 from c_diffset.pipelines.pipeline_cdiffset import SOURCE, CDiffSETPipeline
 
 PLAIN_FILES = ("README.md", "LICENSE", *UNTOUCHED)  # a repository that holds nothing else is as good as new
@@ -146,19 +150,28 @@ def assemble(
         if name is not None:
             check_repo_id(name)
     base_model = base_model or next((name for name in reversed(lineage) if is_hub_id(name)), None)
+    if pixel_size is not None and not (math.isfinite(pixel_size) and pixel_size > 0):
+        raise ValueError(f"pixel_size is {pixel_size}: expected metres above 0")
+    run = read_run(folder)
     origins = [*lineage, *component_origins(folder, files), *([base_model] if base_model else [])]
-    inherited = inherited_license(read_json(folder / "unet" / "config.json"), origins)
+    from_scratch = run is not None and not lineage
+    unet = read_json(folder / "unet" / "config.json")
+    inherited = inherited_license(unet, origins, shape_tells=base_model is None and not from_scratch)
     license = choose_license(license, inherited)
     origin = base_model or (inherited[0] if inherited else None) or (public_name(lineage[-1]) if lineage else None)
-    report = None if evaluation is None else read_evaluation(Path(evaluation), folder, repo)
-    run = read_run(folder)
+    report = None if evaluation is None else read_evaluation(Path(evaluation), folder)
 
     _copy(folder, files, target, place)
     if grid is not None:
         _copy_picture(Path(grid), target / "grid.png")
     pipe = CDiffSETPipeline.from_pretrained(target)
     pipe.check_channels()
-    weights = {name: _checksum(target / name) for name in files if name.endswith(".safetensors")}
+    check_weights(pipe, target)
+    weights = {
+        name: ((target / name).stat().st_size, file_sha256(target / name))
+        for name in files
+        if name.endswith(".safetensors")
+    }
     facts = Facts(
         repo=repo,
         pipe=pipe,
@@ -172,8 +185,15 @@ def assemble(
         pixel_size=pixel_size or _pixel_size(run),
         weights=weights,
     )
-    item = mlm_item(pipe, repo, license, origin, weights)
-    (target / "README.md").write_text(model_card(facts), encoding="utf-8")
+    item = mlm_item(pipe, repo, license, weights, origin, from_scratch)
+    try:
+        card = model_card(facts)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"the card cannot be written ({error!r}): expected an evaluation, and a config.yaml beside the pipeline, "
+            "as `c-diffset` writes them"
+        ) from error
+    (target / "README.md").write_text(card, encoding="utf-8")
     (target / "mlm.json").write_text(json.dumps(item, indent=2) + "\n", encoding="utf-8")
     sums = "".join(f"{sha256}  {name}\n" for name, (_, sha256) in weights.items())
     (target / "checksums.sha256").write_text(sums, encoding="utf-8")
@@ -184,7 +204,10 @@ def assemble(
 
 
 def _copy(folder: Path, files: list[str], target: Path, place: Callable[[Path, Path], object]) -> None:
-    """The pipeline's files; configurations without the folders of this machine, and code where there is none yet."""
+    """The pipeline's files; configurations without the folders of this machine, and the code that loads them here.
+
+    The code is never the folder's own: that may be older than the pipeline's settings, or anybody's.
+    """
     for name in files:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         content = read_json(folder / name) if name.endswith(".json") else None
@@ -192,8 +215,9 @@ def _copy(folder: Path, files: list[str], target: Path, place: Callable[[Path, P
             (target / name).write_text(json.dumps(without_paths(content), indent=2) + "\n", encoding="utf-8")
         else:
             place(folder / name, target / name)
-    if CODE not in files:
-        (target / CODE).write_text(SOURCE, encoding="utf-8")
+    (target / CODE).write_text(SOURCE, encoding="utf-8")
+    if (folder / CODE).is_file() and (folder / CODE).read_text(encoding="utf-8", errors="replace") != SOURCE:
+        print(f"{folder / CODE} is other code than that of this version: {CODE} is published as this version has it")
 
 
 def _copy_picture(source: Path, target: Path) -> None:
@@ -204,41 +228,49 @@ def _copy_picture(source: Path, target: Path) -> None:
         picture.convert("RGB").save(target, "PNG")
 
 
-def _checksum(path: Path) -> tuple[int, str]:
-    """Bytes and SHA-256."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return path.stat().st_size, digest.hexdigest()
-
-
-def read_evaluation(path: Path, folder: Path, repo: str) -> dict:
+def read_evaluation(path: Path, folder: Path) -> dict:
     """The report of `c-diffset evaluate` on this model.
 
     Raises:
-        ValueError: it is on another model, or no such report.
+        ValueError: it is on other weights, or no such report.
     """
     path = path / "metrics.json" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: expected the output of `c-diffset evaluate` for one model")
     report = read_json(path)
     missing = [key for key in ("model", "data", "split", "n", "mean") if key not in report]
     if missing:
         raise ValueError(f"{path} has no {missing[0]!r}: expected the metrics.json of `c-diffset evaluate`")
-    model = Path(report["model"])
-    if report["model"] != repo and (model.exists() and not model.samefile(folder)):
-        raise ValueError(f"{path} is about {report['model']}, not {folder}: evaluate the model that you publish")
+    if report.get("weights") is None or report["weights"] != model_revision(folder):
+        raise ValueError(
+            f"{path} is about {report['model']}, with weights {report.get('weights')}, and not about "
+            f"{model_revision(folder)} in {folder}: evaluate the folder that you publish"
+        )
+    try:
+        tables = [report["mean"], report.get("ceiling") or {}, *(report.get("floors") or {}).values()]
+        values = [value for table in tables for value in table.values() if value is not None]
+        assert all(math.isfinite(value) for value in values)
+    except (AssertionError, AttributeError, TypeError):
+        raise ValueError(
+            f"{path}: mean, floors and ceiling must hold finite numbers by metric: evaluate again"
+        ) from None
     return report
 
 
 def _pixel_size(run: Run | None) -> float | None:
-    """Metres a pixel of the run's pairs, from the georeference of the first SAR image; None where none can be read."""
+    """Metres a pixel of the run's pairs, from the georeference of the first; None where it tells none in metres."""
     if run is None or run.source is None or not Path(run.source).exists():
         return None
-    with suppress(ValueError, OSError):  # data that have moved or changed since
-        path = load_pairs(run.source, list_splits(run.source)[0])[0]["sar"]["path"] or ""
-        with rasterio.open(path, driver="GTiff") as raster:
-            metric = raster.crs is not None and raster.crs.is_projected and raster.crs.linear_units_factor[1] == 1
-            return round(abs(raster.transform.a), 3) if metric else None
+    with suppress(ValueError, OSError, CRSError):  # data that have moved or changed since
+        row = load_pairs(run.source, list_splits(run.source)[0])[0]
+        if row.get("crs") and row.get("bounds"):
+            crs, (left, _, right, _) = CRS.from_user_input(row["crs"]), row["bounds"]
+            size = (right - left) / read_image(row["sar"]).shape[1]
+        else:
+            with rasterio.open(row["sar"]["path"] or "", driver="GTiff") as raster:
+                crs, size = raster.crs, abs(raster.transform.a)
+        metric = crs is not None and crs.is_projected and crs.linear_units_factor[1] == 1
+        return round(size, 3) if metric else None
     return None
 
 
@@ -251,6 +283,8 @@ def _send(folder: Path, repo: str, private: bool, message: str, overwrite: bool)
     repository = Repository(repo, "model")
     if not overwrite:
         check_same_model(repository, folder)
+    if INDEX in repository.files:
+        print(f"{repository.url} holds this model at {repository.sha}, which stays in its history: it gets a new state")
     repository.create(private)
     additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names]
     repository.upload(additions)

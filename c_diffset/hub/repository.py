@@ -4,6 +4,7 @@ The token is the one that `huggingface_hub` finds (its login, or HF_TOKEN). It i
 """
 
 import json
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ class Repository:
     """
 
     def __init__(self, repo: str, kind: str):
-        self.repo, self.kind = repo, kind
+        self.repo, self.kind, self.is_new = repo, kind, False
         self.api = HfApi(library_name="c_diffset", library_version=__version__)
         with self._explained("looking it up", "Nothing was created or uploaded."):
             self._look()
@@ -55,7 +56,7 @@ class Repository:
         return f"{self.api.endpoint}/{'datasets/' * (self.kind == 'dataset')}{self.repo}"
 
     def read_json(self, name: str) -> dict | None:
-        """A JSON file of the repository; None where it has none of that name, or it cannot be understood."""
+        """A JSON object of the repository; None where it has none of that name, or it cannot be understood."""
         if name not in self.files:
             return None
         with tempfile.TemporaryDirectory() as cache, self._explained(f"reading {name}", "Nothing was uploaded."):
@@ -63,9 +64,14 @@ class Repository:
                 self.repo, name, repo_type=self.kind, revision=self.sha, cache_dir=cache, force_download=True
             )
             try:
-                return json.loads(Path(path).read_text(encoding="utf-8"))
+                content = json.loads(Path(path).read_text(encoding="utf-8"))
             except ValueError:
                 return None
+        return content if isinstance(content, dict) else None
+
+    @property
+    def _unchanged(self) -> str:
+        return f"Nothing was committed: {self.url} is {'new, and empty' if self.is_new else 'as it was'}."
 
     def create(self, private: bool) -> None:
         """Make sure that it exists.
@@ -80,13 +86,11 @@ class Repository:
             with self._explained("creating it", "Nothing was uploaded."):
                 self.api.create_repo(self.repo, repo_type=self.kind, private=private, exist_ok=True)
                 self._look()
+            self.is_new = True
 
     def upload(self, additions: list[CommitOperationAdd]) -> None:
         """Send the contents of large files, which appear in the repository only with `commit`."""
-        state = (
-            f"Nothing was committed: {self.url} shows no new file. Repeat the command; what has arrived is not sent "
-            "again."
-        )
+        state = f"{self._unchanged} Repeat the command; what has arrived is not sent again."
         with self._explained("uploading", state):
             self.api.preupload_lfs_files(self.repo, additions, repo_type=self.kind)
 
@@ -120,7 +124,7 @@ class Repository:
                 f"all. Look at {self.url}, or repeat the command, which commits nothing twice."
             )
         if self.sha == before:
-            return f"Nothing was committed: {self.url} is as it was. Repeat the command."
+            return f"{self._unchanged} Repeat the command."
         return (
             f"But {self.url} has a new commit, {self.sha}: see there whether it is this one, which is made whole or "
             "not at all. Repeating the command commits nothing twice."
@@ -130,6 +134,9 @@ class Repository:
     def _explained(self, doing: str, state: str) -> Iterator[None]:
         try:
             yield
+        except KeyboardInterrupt:
+            print(f"{self.repo}: interrupted while {doing}. {state}", file=sys.stderr)
+            raise
         except Exception as error:  # the client's HTTP library has errors of its own
             raise OSError(f"{self.repo}: {doing} failed ({_describe(error)}). {state}") from error
 

@@ -8,17 +8,15 @@ import time
 import traceback
 from dataclasses import dataclass, field
 from datetime import timedelta
-from hashlib import sha256
 from pathlib import Path
 
 import PIL.Image
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from huggingface_hub import try_to_load_from_cache
 from tqdm.auto import tqdm
 
 from c_diffset.cpu import use_whole_cpu
-from c_diffset.loading import Precision, load_pipeline
+from c_diffset.loading import Precision, file_sha256, load_pipeline, model_revision
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.scenes.canvas import check_scene_model
 from c_diffset.scenes.images import translate_images
@@ -209,7 +207,7 @@ class _Job:
         files = self.plan[source].files
         line = {
             "input": str(source),
-            "outputs": {file.name: f"sha256:{_sha256(file)}" for file in files},
+            "outputs": {file.name: f"sha256:{file_sha256(file)}" for file in files},
             "seconds": round(seconds, 3),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "settings": self.settings,
@@ -275,20 +273,3 @@ def pixels_of(path: Path) -> int:
             return raster.width * raster.height
     except Exception:  # such as of an image too large to be safe
         return 1
-
-
-def model_revision(model: str, revision: str | None) -> str | None:
-    """What tells a model's weights from others: the commit of a Hub id, or a checksum of a folder's UNet."""
-    if not Path(model).is_dir():
-        cached = try_to_load_from_cache(model, "model_index.json", revision=revision)
-        return Path(cached).parent.name if isinstance(cached, str) else revision
-    weights = sorted(Path(model, "unet").glob("*.safetensors"))
-    return f"sha256:{_sha256(weights[0])[:16]}" if weights else None
-
-
-def _sha256(path: Path) -> str:
-    digest = sha256()
-    with open(path, "rb") as file:
-        while data := file.read(2**20):
-            digest.update(data)
-    return digest.hexdigest()

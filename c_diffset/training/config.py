@@ -1,5 +1,6 @@
 """The typed settings behind `train_configs/*.yaml`; an unknown key or a wrong type is an error before any work."""
 
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -343,10 +344,25 @@ def parse_config(config_class: type, description: str, args: list[str] | None = 
         parser.error(str(error))
 
 
+PLACES = ("base", "teacher", "student", "vae", "source")  # settings that name a folder, a file or a Hub id
+
+
 def save_config(config, path: Path) -> None:
-    """Write the resolved settings as YAML that `--config` reads again."""
+    """Write the resolved settings as YAML that `--config` reads again; folders and files by their absolute paths."""
     parser = config_parser(type(config), "")
-    path.write_text(parser.dump(parser.parse_object(Namespace(asdict(config))), skip_none=False))
+    path.write_text(parser.dump(parser.parse_object(Namespace(_located(asdict(config)))), skip_none=False))
+
+
+def _located(settings: dict) -> dict:
+    """Settings in which no relative path can be taken for a Hub id, or for another folder, elsewhere."""
+    located = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            value = _located(value)
+        elif key in PLACES and isinstance(value, str) and os.path.exists(value):
+            value = os.path.abspath(value)
+        located[key] = value
+    return located
 
 
 # settings that a resumed run may change: they alter neither the updates nor what is averaged
@@ -364,7 +380,7 @@ def check_same_run(config, stored: Path) -> None:
     Raises:
         ValueError: a setting differs from `stored`, the `config.yaml` of the run; the message names it.
     """
-    now, then = _flatten(asdict(config)), _flatten(yaml.safe_load(stored.read_text()))
+    now, then = (_flatten(_located(x)) for x in (asdict(config), yaml.safe_load(stored.read_text())))
     for key, value in now.items():
         free = key in FREE_ON_RESUME or key.startswith("validation.")
         if not free and key in then and then[key] != value:
