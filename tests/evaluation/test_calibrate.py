@@ -66,8 +66,9 @@ def hashes(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def translated(model: Path, data: Path, split: str) -> list[PairResult]:
-    return list(evaluate_pairs(load_pipeline(model), SplitPairs(load_pairs(data, split), None, None)))
+def translated(model: Path, data: Path, split: str, batch_size: int = 8) -> list[PairResult]:
+    pairs = SplitPairs(load_pairs(data, split), None, None)
+    return list(evaluate_pairs(load_pipeline(model), pairs, batch_size=batch_size))
 
 
 def deciles(results: list[PairResult], knots: dict):
@@ -151,7 +152,7 @@ def test_expected_error_of_unseen_images_is_the_measured_one_in_every_decile(mod
 
 def test_a_model_trained_on_generated_pairs_knows_its_error_on_unseen_ones(tmp_path):
     """Trained on one split, calibrated on the next, measured on the third: within 10 % in every decile."""
-    for split, count in (("train", 96), ("validation", 192), ("test", 192)):
+    for split, count in (("train", 96), ("validation", 1200), ("test", 1200)):
         write_pairs(tmp_path / "pairs", count, size=32, split=split)
     config = FinetuneConfig(
         output_dir=str(tmp_path / "run"),
@@ -159,30 +160,21 @@ def test_a_model_trained_on_generated_pairs_knows_its_error_on_unseen_ones(tmp_p
             unet=SmallUNetConfig(block_out_channels=[16, 32], layers_per_block=1),
             prediction_type="sample",
             sar_transform={"units": "display", "range": [0.0, 1.0], "channels": [0]},
-            default_num_inference_steps=4,
+            default_num_inference_steps=2,
         ),
         data=DataConfig(source=str(tmp_path / "pairs"), crop_size=32, validation_split=None),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=10),
         validation=ValidationConfig(every=0),
-        confidence_start_step=60,
-        max_steps=120,
+        confidence_start_step=80,
+        max_steps=200,
         batch_size=8,
         ema_decay=0.95,
     )
     folder = finetune(config)
-    knots = calibrate(folder, tmp_path / "pairs", batch_size=32)["steps"]["4"]
-    curve = deciles(translated(folder, tmp_path / "pairs", "test"), knots)
+    knots = calibrate(folder, tmp_path / "pairs", batch_size=100)["steps"]["2"]
+    curve = deciles(translated(folder, tmp_path / "pairs", "test", batch_size=100), knots)
     np.testing.assert_allclose(curve.expected, curve.measured, rtol=0.1)
-    assert curve.measured[-1] > 1.1 * curve.measured[0], "it tells easy ground from hard"
-
-
-def test_generated_pairs_that_the_model_knows_nothing_of(model, tmp_path):
-    """An untrained model's error hardly follows its variance, and so its expected error is about the mean."""
-    for split in ("validation", "test"):
-        write_pairs(tmp_path / "pairs", 64, size=64, split=split)
-    knots = calibrate(model, tmp_path / "pairs", batch_size=32)["steps"]["2"]
-    curve = deciles(translated(model, tmp_path / "pairs", "test"), knots)
-    np.testing.assert_allclose(curve.expected, curve.measured, rtol=0.1)
+    assert len(curve.measured) == 10 and curve.measured[-1] > 3 * curve.measured[0], "it tells easy ground from hard"
 
 
 @pytest.mark.parametrize("space", SPACES)

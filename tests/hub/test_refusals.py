@@ -1,0 +1,125 @@
+"""What is refused before anything is sent."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from c_diffset.hub.pairs import check_push
+from c_diffset.hub.publish import publish
+from tests.hub.conftest import REPO, change_json, evaluation_of, save_model
+
+
+def change_weights(folder: Path, change) -> None:
+    """Change the first tensor of a component, or leave it out."""
+    path = folder / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    name = min(tensors)
+    tensors[name] = change(tensors[name])
+    save_file({key: x for key, x in tensors.items() if x is not None}, path, metadata={"format": "pt"})
+
+
+def link_away(model: Path) -> None:
+    (model.parent / "secret.txt").write_text("secret")
+    (model / "tokenizer/more.txt").symlink_to(model.parent / "secret.txt")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (lambda model: shutil.rmtree(model / "vae"), FileNotFoundError, "vae/config.json is missing"),
+        (lambda model: (model / "model_index.json").unlink(), FileNotFoundError, "model_index.json is missing"),
+        (
+            lambda model: (model / "unet/diffusion_pytorch_model.safetensors").unlink(),
+            FileNotFoundError,
+            "unet holds no weights",
+        ),
+        (
+            lambda model: (model / "vae/diffusion_pytorch_model.safetensors.index.json").write_text(
+                '{"weight_map": {"a": "part-2.safetensors"}}'
+            ),
+            FileNotFoundError,
+            "vae/part-2.safetensors is missing",
+        ),
+        (
+            lambda model: (model / "optimizer.pt").write_bytes(pickle.dumps(1)),
+            ValueError,
+            "optimizer.pt may hold a pickle",
+        ),
+        (
+            lambda model: (model / "vae/diffusion_pytorch_model.safetensors").write_bytes(pickle.dumps([1] * 99)),
+            ValueError,
+            "damaged or no safetensors file",
+        ),
+        (lambda model: (model / "unet/config.json").write_text("{"), ValueError, "unet/config.json is not JSON"),
+        (
+            lambda model: change_json(model / "model_index.json", _class_name="StableDiffusionPipeline"),
+            ValueError,
+            "_class_name is 'StableDiffusionPipeline'",
+        ),
+        (
+            lambda model: change_json(model / "model_index.json", unet=["my_models", "UNet"]),
+            ValueError,
+            "unet is of 'my_models'",
+        ),
+        (link_away, ValueError, "more.txt is a link to .*secret.txt, outside the folder"),
+        (lambda model: change_json(model / "model_index.json", vae="x"), ValueError, "vae is 'x', expected a library"),
+        (lambda model: change_weights(model / "unet", lambda x: None), FileNotFoundError, "unet lacks 1 tensors"),
+        (lambda model: change_weights(model / "vae", lambda x: x * np.nan), ValueError, "vae: .* holds NaN"),
+        (lambda model: (model.parent / "config.yaml").write_text("a: [1"), ValueError, "config.yaml is not YAML"),
+    ],
+)
+def test_unfit_folders(hub, model, spoil, error, message):
+    spoil(model)
+    with pytest.raises(error, match=message):
+        publish(model, REPO)
+    assert not hub.calls
+
+
+def test_unfit_numbers(hub, model):
+    for pixel_size in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="pixel_size is .*expected metres above 0"):
+            publish(model, REPO, pixel_size=pixel_size)
+    assert not hub.calls
+
+
+def test_nobody_logged_in(hub, model, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(PermissionError, match="no token.*hf auth login"):
+        publish(model, REPO)
+    with pytest.raises(PermissionError, match="no token"):
+        check_push("me/pairs", "mit")
+    assert not hub.calls
+
+
+@pytest.mark.parametrize("repo", ["sar2eo", "a/b/c", "me/sar eo", "me/..", "https://huggingface.co/me/sar2eo"])
+def test_unfit_ids(hub, model, repo):
+    with pytest.raises(ValueError, match="repo"):
+        publish(model, repo)
+    assert not hub.calls
+
+
+def test_a_report_on_another_model_is_refused(hub, model, tmp_path):
+    other = save_model(tmp_path / "other", tmp_path / "text", "pixel")
+    report = tmp_path / "metrics.json"
+    for content, message in (
+        (evaluation_of(other), "is about .*other, with weights sha256:.*evaluate the folder that you publish"),
+        (evaluation_of(model, weights=None), "with weights None"),
+        (evaluation_of(model, mean=None), "must hold finite numbers"),
+        (evaluation_of(model, mean={"psnr": float("nan")}), "must hold finite numbers"),
+        (evaluation_of(model, floors=[1]), "must hold finite numbers"),
+        (evaluation_of(model, left_out=[{"metric": "fid"}]), "card cannot be written .*reason"),
+        (evaluation_of(model, trust={"images": 3}), "card cannot be written .*uncertainties"),
+        ({"psnr": 99}, "has no 'model'"),
+        ([1], "holds a list"),
+    ):
+        report.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message):
+            publish(model, REPO, evaluation=report)
+    with pytest.raises(FileNotFoundError, match="metrics.json is missing: expected the output of"):
+        publish(model, REPO, evaluation=model)
+    assert not hub.calls
