@@ -21,14 +21,12 @@ def element(tag: str, *children, **attributes) -> Html:
     return Html(f"<{tag}{spelt}>" if tag in VOID else f"<{tag}{spelt}>{join(children)}</{tag}>")
 
 
-def table(head: list, rows: list[list], caption: str | None = None) -> Html:
+def table(head: list, rows: list[list]) -> Html:
     """A table in a box of its own that scrolls sideways; the first cell of each row is its header."""
     titles = element("tr", *(element("th", title, scope="col") for title in head))
     body = [element("tr", element("th", row[0], scope="row"), *(cell_of(cell) for cell in row[1:])) for row in rows]
-    parts = [element("thead", titles), element("tbody", *body)]
-    if caption is not None:
-        parts.insert(0, element("caption", caption))
-    return element("div", element("table", *parts), class_="scroll", tabindex="0")
+    content = element("table", element("thead", titles), element("tbody", *body))
+    return element("div", content, class_="scroll", tabindex="0")
 
 
 def cell_of(cell) -> Html:

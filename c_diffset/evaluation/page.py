@@ -30,10 +30,9 @@ h4 { font-size: .9rem; margin: .8rem 0 .2rem; }
 p { max-width: 46rem; margin: .4rem 0; }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin-top: .8rem; }
 a { color: var(--s0); padding: .2rem 0; }
-.muted, figcaption, caption { color: var(--muted); font-size: .875rem; }
+.muted, figcaption { color: var(--muted); font-size: .875rem; }
 .scroll { overflow-x: auto; margin: .8rem 0; border: 1px solid var(--line); border-radius: 6px; }
 table { border-collapse: collapse; min-width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
-caption { caption-side: top; text-align: left; padding: .5rem .7rem 0; }
 th, td { padding: .4rem .7rem; text-align: left; vertical-align: top; border-top: 1px solid var(--line); }
 thead th { border-top: 0; vertical-align: bottom; background: var(--panel); font-weight: 600; min-width: 4.5rem; }
 tbody th { font-weight: 600; background: var(--bg); overflow-wrap: normal; }
@@ -238,7 +237,7 @@ def _trust(reports: list[dict], names: list[str]) -> list[Html]:
     calibrated = [entry for entry in known if "expected_error" in entry[2]]
     plots = [_reliability(calibrated), *_probability(calibrated)] if calibrated else []
     plots.append(_sparsification(known))
-    content = [element("p", text), element("div", *plots, class_="plots"), _sticky(_uncertainties(known))]
+    content = [element("p", text), element("div", *plots, class_="plots"), *_uncertainties(known)]
     if calibrated:
         return [*content, _bins(calibrated)]
     uncalibrated = "No expected error and no reliability plot: the model is not calibrated for this number of steps."
@@ -255,7 +254,7 @@ def _estimate(found: dict | None) -> Html:
     return _cell(f"{value} ({number(found['low'])} to {number(found['high'])})")
 
 
-def _uncertainties(known: list[tuple[int, str, dict]]) -> Html:
+def _uncertainties(known: list[tuple[int, str, dict]]) -> list[Html]:
     columns = {"ause": "AUSE", "ause_difference": "AUSE, less the first's", "spearman": "Rank correlation"}
     columns |= {"auroc": "AUROC", "average_precision": "Average precision"}
     found = [entry for _, _, trust in known for entry in trust["uncertainties"].values()]
@@ -265,19 +264,20 @@ def _uncertainties(known: list[tuple[int, str, dict]]) -> Html:
         for _, name, trust in known
         for label, entry in trust["uncertainties"].items()
     ]
-    caption = (
+    text = (
         "Means with their 95 % intervals over the images. AUSE: area between the sparsification curve and the "
         f"oracle's, 0 is best, {' and '.join(number(trust['constant']['ause']) for _, _, trust in known)} is chance. "
         "Rank correlation of the uncertainty with the error, 1 is best. n counts images."
     )
     if any(label.startswith("spread") for _, _, trust in known for label in trust["uncertainties"]):
-        caption += " A spread takes so many samples more; the others come with the image."
+        text += " A spread takes so many samples more; the others come with the image."
     if "auroc" in columns:
-        caption += (
+        text += (
             " AUROC and average precision of finding the pixels at which the two true images are known to differ; "
             f"0.5 and {number(known[0][2]['constant']['average_precision'])} are chance."
         )
-    return table(["Uncertainty", "Model", *columns.values(), "n"], rows, caption)
+    numbers = table(["Uncertainty", "Model", *columns.values(), "n"], rows)
+    return [element("p", text, class_="muted"), _sticky(numbers)]
 
 
 def _reliability(calibrated: list[tuple[int, str, dict]]) -> Html:
