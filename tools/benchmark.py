@@ -308,7 +308,7 @@ def benchmark(quick: bool = False, json_file: str | None = None) -> None:
         figures |= sd_one_step_bounds()
         figures |= one_step_speedup(folder, rounds)
         figures |= adversarial_flops(folder)
-        figures |= scene_figures(str(folder / "teacher"), folder, steps=[1, 4], quick=quick)
+        figures |= scene_figures(str(folder / "teacher"), folder, steps=[1] if quick else [1, 4], quick=quick)
     figures |= {"torch_threads": torch.get_num_threads(), "cuda": torch.cuda.is_available()}
     for key, value in figures.items():
         print(f"{key:<42} {value:.4g}")
