@@ -17,6 +17,7 @@ COMMANDS = {
     "calibrate": ("c_diffset.evaluation.calibrate:calibrate", "measure what error the model's variance stands for"),
     "publish": ("c_diffset.hub.publish:publish", "publish a model on the Hugging Face Hub"),
     "evaluate": ("c_diffset.evaluation.report:evaluate", "measure a model on a split: metrics, floors, pictures"),
+    "compare": ("c_diffset.evaluation.compare:write_report", "put earlier evaluations side by side on one page"),
 }
 CONFIGURED = ("finetune", "distill")  # commands that read --config FILE.yaml
 # arguments whose form on the command line does not follow from the function's signature
@@ -46,6 +47,7 @@ ARGUMENTS = {
         "--num_inference_steps": {"nargs": "+", "type": int, "help": "each calibrated by itself; else the model's"},
     },
     "evaluate": {"--model": {"required": True, "nargs": "+", "help": "folder or Hub id; several are compared"}},
+    "compare": {"metrics": {"nargs": "+", "metavar": "EVALUATION", "help": "metrics.json, or its folder"}},
 }
 HELP = f"""usage: c-diffset COMMAND [OPTION ...]
 

@@ -97,6 +97,9 @@ def test_from_pairs_to_metrics(tmp_path):
     assert {"fid", "kid"} <= {entry["metric"] for entry in report["left_out"]} | set(report["mean"])
     assert (tmp_path / "metrics/grid.png").is_file()
 
+    assert main(["compare", str(tmp_path / "metrics"), "--output", str(tmp_path / "page.html")]) == 0
+    assert "psnr" in (tmp_path / "page.html").read_text()
+
     source = ["--data", str(tmp_path / "raw"), "--split", "validation"]
     assert main(["calibrate", "--model", str(tmp_path / "student/pipeline"), *source]) == 0
     publish = ["publish", str(tmp_path / "student/pipeline"), "--repo", "me/student", "--license", "mit"]

@@ -7,11 +7,15 @@ from pathlib import Path
 from c_diffset.evaluation.page import make_page
 from c_diffset.evaluation.reliability import paired_bootstrap
 
-SAME_IMAGES = ("data", "split", "crop_size", "n")  # of reports on one page, beside the ids
+SAME_IMAGES = ("split", "crop_size", "n")  # of reports on one page, beside the name of the data and the ids
 
 
 def write_report(metrics: list[str | os.PathLike], output: str | os.PathLike) -> None:
     """Write the page of one or several `metrics.json`, of runs on the same images; it has no pictures.
+
+    Args:
+        metrics: the files, or the folders that `evaluate` has written them to.
+        output: a new HTML file.
 
     Raises:
         FileExistsError: `output` exists.
@@ -53,7 +57,8 @@ def check_same_images(reports: list[dict], names: list[str]) -> None:
     """
     first = reports[0]
     for name, report in zip(names[1:], reports[1:], strict=True):
-        pairs = [(key, first[key], report[key]) for key in SAME_IMAGES]
+        pairs = [("data", *(data_name(each) for each in (first, report)))]
+        pairs += [(key, first[key], report[key]) for key in SAME_IMAGES]
         pairs += [("id", a["id"], b["id"]) for a, b in zip(first["images"], report["images"], strict=False)]
         for key, expected, found in pairs:
             if found != expected:
@@ -61,6 +66,11 @@ def check_same_images(reports: list[dict], names: list[str]) -> None:
                     f"unequal test sets: {name} has {key} {found!r}, but {names[0]} has {expected!r}: "
                     "evaluate all models on the same images"
                 )
+
+
+def data_name(report: dict) -> str:
+    """The data of a report: a Hub id, or of a folder the name alone, wherever it lay."""
+    return str(report["data"]) if report.get("data_on_hub") else Path(str(report["data"])).name
 
 
 def unique_names(models: list[str]) -> list[str]:
@@ -75,6 +85,7 @@ def to_json(content) -> bytes:
 
 
 def _read_metrics(path: Path) -> dict:
+    path = path / "metrics.json" if path.is_dir() else path
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         report["mean"], report["images"], report["model"]

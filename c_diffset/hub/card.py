@@ -2,11 +2,11 @@
 
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from c_diffset.evaluation.compare import data_name
 from c_diffset.hub.folder import Run, public_name
 from c_diffset.hub.item import FINITE, UNITS, band_names
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
@@ -123,7 +123,7 @@ def eval_results(report: dict | None) -> list[EvalResult]:
             task_type="image-to-image",
             task_name="SAR to EO image translation",
             dataset_type=report["data"] if report.get("data_on_hub") else "custom",
-            dataset_name=data_name(report),
+            dataset_name=plain(data_name(report)),
             dataset_split=report["split"],
             dataset_args=protocol,
             metric_type=metric,
@@ -138,11 +138,6 @@ def eval_results(report: dict | None) -> list[EvalResult]:
 def plain(text: object) -> str:
     """Text of a report, fit for one line or one cell of Markdown."""
     return " ".join(str(text).split()).replace("<", "&lt;").replace("|", "\\|").replace("`", "'")
-
-
-def data_name(report: dict) -> str:
-    """The data of a report: a Hub id, or of a folder the name alone."""
-    return plain(report["data"] if report.get("data_on_hub") else Path(str(report["data"])).name)
 
 
 # ------------------------------------------------------------------------------------------------------- sections
@@ -295,7 +290,7 @@ def describe_metrics(report: dict | None) -> str:
         table.append(f"| {plain(metric)} | " + " | ".join(values) + " |")
     apart = report.get("split_against_train") or []
     facts = [
-        f"n = {report['n']} images of {data_name(report)}, split {plain(report['split'])}",
+        f"n = {report['n']} images of {plain(data_name(report))}, split {plain(report['split'])}",
         plain(f"{report.get('num_inference_steps')} steps of {report.get('scheduler')}, seed {report.get('seed')}"),
         "whole images" if report.get("crop_size") is None else f"crops of {plain(report['crop_size'])} pixels",
         *([f"split against train: {plain('; '.join(apart))}"] if apart else []),

@@ -91,7 +91,7 @@ def test_one_model_without_confidence(make_pipe, data, tmp_path):
     assert json.loads((tmp_path / "out/metrics.json").read_text())["n"] == 8
 
 
-def test_reports_over_other_images_are_not_compared(make_pipe, data, tmp_path):
+def test_reports_over_other_images_are_not_compared(make_pipe, data, tmp_path, monkeypatch):
     pipe = make_pipe("tiny")
     for name, count in (("all", None), ("some", 5)):
         evaluate(pipe, data, output=tmp_path / name, max_images=count, **OPTIONS)
@@ -99,6 +99,12 @@ def test_reports_over_other_images_are_not_compared(make_pipe, data, tmp_path):
     with pytest.raises(ValueError, match="images"):
         write_report(files, tmp_path / "both.html")
     assert not (tmp_path / "both.html").exists()
+    monkeypatch.chdir(data.parent)
+    evaluate(pipe, data.name, output=tmp_path / "again", **OPTIONS)
+    write_report([tmp_path / "all", tmp_path / "again"], tmp_path / "both.html")  # the same data by another path
+    check((tmp_path / "both.html").read_text())
+    with pytest.raises(FileExistsError, match="both.html exists"):
+        write_report(files[:1], tmp_path / "both.html")
 
 
 @pytest.mark.skipif(BINARY is None, reason="no Chromium on this machine")
