@@ -44,7 +44,7 @@ SD_NAMES = {
 }
 # settings of a run that say nothing about the model: places and habits of one machine
 PRIVATE = {
-    *("output_dir", "resume", "push_to_hub", "log_every", "checkpoint_every", "keep_checkpoints"),
+    *("output_dir", "resume", "push_to_hub", "push_private", "log_every", "checkpoint_every", "keep_checkpoints"),
     *("num_workers", "latent_cache", "lpips_weights", "results"),
 }
 

@@ -151,7 +151,8 @@ class RunConfig:
         checkpoint_every: updates between two checkpoints.
         keep_checkpoints: how many checkpoints are kept.
         resume: go on from the newest checkpoint in `output_dir`, if there is one.
-        push_to_hub: Hub id that the finished pipeline is uploaded to.
+        push_to_hub: Hub id that the finished pipeline is published to, as by `c-diffset publish`.
+        push_private: make that repository private, if it is new.
     """
 
     output_dir: str
@@ -172,6 +173,7 @@ class RunConfig:
     keep_checkpoints: int = 2
     resume: bool = True
     push_to_hub: str | None = None
+    push_private: bool = False
 
     def __post_init__(self):
         if self.data.latent_cache and self.data.streaming:
@@ -369,7 +371,7 @@ def _located(settings: dict) -> dict:
 FREE_ON_RESUME = {
     *("output_dir", "model.base", "model.vae", "data.source", "data.latent_cache", "data.validation_split"),
     *("data.num_workers", "log_every", "checkpoint_every", "keep_checkpoints", "compile", "channels_last"),
-    *("resume", "push_to_hub", "gradient_checkpointing", "teacher", "time_aware.results"),
+    *("resume", "push_to_hub", "push_private", "gradient_checkpointing", "teacher", "time_aware.results"),
     *("base", "encoder", "lpips_weights"),
 }
 

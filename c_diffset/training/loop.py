@@ -323,10 +323,10 @@ def train(task: Task, config, accelerator: Accelerator) -> Path:
     bar.close()
     if config.push_to_hub and accelerator.is_main_process:
         if (run.path / "pipeline" / "model_index.json").exists():
-            publish(run.path / "pipeline", config.push_to_hub)
+            publish(run.path / "pipeline", config.push_to_hub, private=config.push_private)
         else:  # an autoencoder alone
             with ema.applied():
-                task.pipeline(task.model).push_to_hub(config.push_to_hub)
+                task.pipeline(task.model).push_to_hub(config.push_to_hub, private=config.push_private)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return run.path / "pipeline"

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState
 
 from c_diffset import write_pairs
 from c_diffset.hub.pairs import publish_pairs
 from c_diffset.hub.publish import publish
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+from c_diffset.training.config import DataConfig, FinetuneConfig, ModelConfig, SmallUNetConfig, ValidationConfig
+from c_diffset.training.finetune import finetune
 from tests.hub.conftest import REPO, change_json, names_below, save_model, translate
 from tests.hub.server import TOKEN
 
@@ -71,6 +74,36 @@ def test_what_was_published_loads_from_the_hub(hub, model, tmp_path):
     sent = [content for repo in hub.repos.values() for content in repo.files.values()]
     kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert not [content for content in sent + kept if TOKEN.encode() in content]
+
+
+def test_training_publishes_its_result(hub, tmp_path, monkeypatch):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    write_pairs(tmp_path / "pairs", 2, size=32, split="train")
+    config = FinetuneConfig(
+        output_dir=str(tmp_path / "run"),
+        model=ModelConfig(
+            unet=SmallUNetConfig(block_out_channels=[8, 32], layers_per_block=1),
+            sar_transform={"units": "display", "range": [0.0, 1.0], "channels": [0]},
+            default_num_inference_steps=1,
+        ),
+        data=DataConfig(source=str(tmp_path / "pairs"), crop_size=16, validation_split=None),
+        validation=ValidationConfig(every=0),
+        max_steps=2,
+        batch_size=1,
+        push_to_hub=REPO,
+        push_private=True,
+    )
+    with monkeypatch.context() as context:
+        context.delenv("HF_TOKEN")
+        with pytest.raises(PermissionError, match="no token"):  # before any work
+            finetune(config)
+    assert not (tmp_path / "run/pipeline").exists() and not hub.calls
+    folder = finetune(config)
+    repo = hub.model(REPO)
+    assert repo.private and {"README.md", "mlm.json", "pipeline.py", "model_index.json"} <= set(repo.files)
+    assert repo.files["unet/config.json"] == (folder / "unet/config.json").read_bytes()
+    card = repo.files["README.md"].decode()
+    assert "2 updates" in card and "trained from scratch" in card and str(tmp_path) not in card
 
 
 def test_a_repeated_publish_changes_nothing(hub, model):
