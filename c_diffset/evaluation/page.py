@@ -238,6 +238,10 @@ def _trust(reports: list[dict], names: list[str]) -> list[Html]:
     plots = [_reliability(calibrated), *_probability(calibrated)] if calibrated else []
     plots.append(_sparsification(known))
     content = [element("p", text), element("div", *plots, class_="plots"), *_uncertainties(known)]
+    fitted = [name for _, name, trust in calibrated if trust.get("in_sample")]
+    if fitted:
+        text = "calibrated on this very split, so the reliability says nothing of unseen images."
+        content.append(element("p", f"{' and '.join(fitted)}: {text}"))
     if calibrated:
         return [*content, _bins(calibrated)]
     uncalibrated = "No expected error and no reliability plot: the model is not calibrated for this number of steps."

@@ -275,8 +275,8 @@ class PixelSample:
         Args:
             threshold: levels; the event that `probability` speaks of is an error above it.
             bins: of the reliability curves.
-            resamples: of the images, for intervals of 95 %; a single image has none. A calibration error grows by the
-                noise of a resample, so that its interval lies too high where the error is near 0.
+            resamples: of the images, for intervals of 95 %; a single image has none. That of a calibration error, which
+                grows by the noise of a resample, is corrected for this bias (Efron and Tibshirani, 1993).
 
         Returns:
             `images`, `pixels`, `mean_error`, `threshold`, `fractions`, `oracle` and `constant` (curve and AUSE of a
@@ -359,7 +359,10 @@ class _Statistics:
         lists = {name: {"curve": {key: x.tolist() for key, x in curve.items()}} for name, curve in curves.items()}
         parts = uncertainties | lists | {"": {}}
         for (name, statistic), value in values.items():
-            parts[name][statistic] = _estimate(value, resampled[name, statistic])
+            drawn = resampled[name, statistic]
+            if statistic == "calibration_error":  # the noise of a resample adds to it
+                drawn = np.maximum(drawn - (drawn.mean() - value), 0)
+            parts[name][statistic] = _estimate(value, drawn)
         for name in names[1:]:
             pairs = ((x[name, "ause"], x[names[0], "ause"]) for x in (values, resampled))
             parts[name]["ause_difference"] = _estimate(*(own - first for own, first in pairs))

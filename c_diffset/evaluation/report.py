@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from c_diffset.data.pairs import list_splits, load_pairs
 from c_diffset.evaluation.calibrate import absolute_error, pixel_variance
-from c_diffset.evaluation.compare import compare, to_json, unique_names, write_files
+from c_diffset.evaluation.compare import compare, data_name, to_json, unique_names, write_files
 from c_diffset.evaluation.gallery import Gallery, gallery_of
 from c_diffset.evaluation.grid import make_grid
 from c_diffset.evaluation.images import PairResult, evaluate_pairs, floors_and_ceiling, mean_metrics
@@ -206,7 +206,11 @@ class Session:
         floors, ceiling = floors_and_ceiling(again, pipe, self.mean_colour, self.lpips_model)
         left_out = list(self.left_out)
         means = mean_metrics(images) | _distances(vectors, left_out)
-        threshold = (pipe.config.calibration or {}).get("threshold")
+        calibration = pipe.config.calibration or {}
+        trust = pixels.report(calibration.get("threshold")) if pixels.images else None
+        if trust and "expected_error" in trust:
+            place = (data_name(self.protocol), self.protocol["split"])
+            trust["in_sample"] = place == (calibration.get("data"), calibration.get("split"))
         report = {
             **identity,
             **self.protocol,
@@ -220,7 +224,7 @@ class Session:
             "floors": floors,
             "ceiling": ceiling,
             "mean_colour": self.mean_colour,
-            "trust": pixels.report(threshold) if pixels.images else None,
+            "trust": trust,
             "left_out": left_out,
             "images": images,
         }

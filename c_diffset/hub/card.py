@@ -127,8 +127,11 @@ def eval_results(report: dict | None) -> list[EvalResult]:
             dataset_split=report["split"],
             dataset_args=protocol,
             metric_type=metric,
-            metric_name=report.get("conventions", {}).get(metric, metric),
+            metric_name=metric,
             metric_value=round(value, 4),
+            metric_args={"convention": report["conventions"][metric]}
+            if metric in report.get("conventions", {})
+            else None,
         )
         for metric, value in report["mean"].items()
         if value is not None
@@ -223,7 +226,8 @@ Whole georeferenced scenes, with c_diffset installed:
 c-diffset translate scene.tif --model {facts.repo} --output eo --confidence
 ```
 
-Default: {facts.pipe.config.default_num_inference_steps} steps of {type(facts.pipe.scheduler).__name__}."""
+Number of steps where none is named: {facts.pipe.config.default_num_inference_steps}, of
+{type(facts.pipe.scheduler).__name__}."""
 
 
 def describe_confidence(pipe: CDiffSETPipeline) -> str:
@@ -266,7 +270,8 @@ def describe_trust(report: dict | None) -> list[str]:
         "average precision of objects that are in one image only, where they are known."
     )
     error = (trust.get("expected_error") or {}).get("calibration_error")
-    calibrated = [] if error is None else [f"Calibration error of `expected_error`: {_interval(error)} levels."]
+    place = " on the images of the calibration, which says nothing of others" if trust.get("in_sample") else ""
+    calibrated = [] if error is None else [f"Calibration error of `expected_error`{place}: {_interval(error)} levels."]
     return [text, "\n".join(table), *calibrated]
 
 

@@ -147,8 +147,11 @@ def test_trust_holds_baselines_calibration_and_known_discrepancies(make_pipe, da
     for entry in found.values():
         assert 0.3 < entry["auroc"]["value"] < 0.9 and share / 2 < entry["average_precision"]["value"] < 4 * share
     assert report["trust"]["expected_error"]["curve"].keys() == report["trust"]["error_probability"]["curve"].keys()
-    assert report["trust"]["threshold"] == 32
+    assert report["trust"]["threshold"] == 32 and not report["trust"]["in_sample"]
 
+    place = {"data": "pairs", "split": "test"}
+    own = make_pipe("pixel", calibration=pipe.config.calibration | place)
+    assert evaluate(own, tmp_path / "pairs", **options, max_images=1)["trust"]["in_sample"]
     expected = np.mean([result.expected_error.numpy() for result in evaluate_pairs(pipe, read, STEPS)])
     curve = report["trust"]["expected_error"]["curve"]
     assert np.average(curve["expected"], weights=curve["count"]) == pytest.approx(expected, rel=0.05)

@@ -61,6 +61,7 @@ def test_a_dry_run_is_the_whole_repository(hub, model, tmp_path):
     assert {"sar", "c_diffset"} <= set(data["tags"]) and "datasets" not in data
     (result,) = data["model-index"][0]["results"]
     assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {"psnr": 15.4, "lpips": 0.378}
+    assert result["metrics"][0]["args"]["convention"].startswith("data range 1")
     assert result["dataset"]["split"] == "test" and result["dataset"]["args"]["n"] == 32
     for words in (
         "synthetic: plausible, not observed",
