@@ -116,7 +116,7 @@ def eval_results(report: dict | None) -> list[EvalResult]:
     """The mean metrics of a report, each with the protocol it was measured by."""
     if report is None:
         return []
-    keys = ("n", "num_inference_steps", "seed", "crop_size")
+    keys, conventions = ("n", "num_inference_steps", "seed", "crop_size"), report.get("conventions", {})
     protocol = {key: report[key] for key in keys if report.get(key) is not None}
     return [
         EvalResult(
@@ -129,9 +129,7 @@ def eval_results(report: dict | None) -> list[EvalResult]:
             metric_type=metric,
             metric_name=metric,
             metric_value=round(value, 4),
-            metric_args={"convention": report["conventions"][metric]}
-            if metric in report.get("conventions", {})
-            else None,
+            metric_args={"convention": conventions[metric]} if metric in conventions else None,
         )
         for metric, value in report["mean"].items()
         if value is not None
