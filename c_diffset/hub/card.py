@@ -244,8 +244,8 @@ def describe_confidence(pipe: CDiffSETPipeline) -> str:
     data = public_name(str(calibration.get("data", "unknown data")))
     origin = f"{calibration.get('n', 'an unknown number of')} images of {data}, split {calibration.get('split', '?')}"
     text += (
-        f"It is calibrated on {origin}: `output.expected_error` is the expected absolute error of a pixel in 8-bit "
-        "levels (mean over red, green, blue), `output.error_probability` the probability that it exceeds "
+        f"It is calibrated on {plain(origin)}: `output.expected_error` is the expected absolute error of a pixel in "
+        "8-bit levels (mean over red, green, blue), `output.error_probability` the probability that it exceeds "
         f"{calibration['threshold']:g} levels. On other data than such, both may be wrong."
     )
     return "\n".join([text, "", "| steps | expected error | probability |", "|---|---|---|", *rows])
