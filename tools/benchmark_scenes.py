@@ -4,7 +4,6 @@ Part of `tools/benchmark.py`, on random weights; by itself on any model of displ
 python tools/benchmark_scenes.py MODEL [--steps [1,50]] [--ground IMAGE.tif] [--scenes [SCENE.tif, ...]]
 """
 
-import os
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,14 @@ from c_diffset.scenes.scene import SceneOptions, translate_scene
 from c_diffset.scenes.team import Team
 
 TILE, OVERLAP = 512, 64
+# a small process in between: one that is started by a large one counts the other's memory as its own
+WAIT = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+print(usage.ru_maxrss)
+sys.exit(bool(status))
+"""
 
 
 def write_scene(path: Path, ground: np.ndarray, side: int) -> Path:
@@ -54,11 +61,11 @@ def generated_ground(side: int) -> np.ndarray:
 def peak_memory(model: str, scene: Path, output: Path, dtype: str) -> float:
     """Peak resident memory of a whole `c-diffset translate` of a scene, in MB."""
     arguments = [str(scene), "--model", model, "--output", str(output), "--dtype", dtype, "--num_inference_steps", "1"]
-    process = subprocess.Popen([sys.executable, "-m", "c_diffset", "translate", *arguments], stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
+    command = [sys.executable, "-c", WAIT, sys.executable, "-m", "c_diffset", "translate", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
         raise RuntimeError(f"translating {scene} failed")
-    return usage.ru_maxrss / 1024
+    return int(done.stdout) / 1024
 
 
 def translated(ground: np.ndarray, pipe: CDiffSETPipeline, steps: int, **options) -> np.ndarray:
