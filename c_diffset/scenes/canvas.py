@@ -8,7 +8,6 @@ step, so that tiles agree at every noise level (joint diffusion over windows: Mu
 import copy
 import mmap
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -241,17 +240,19 @@ class SceneCanvas:
 
         Tiles without a valid pixel are left out from here on.
         """
-        active, mine = [], self.team.mine(list(range(len(self.grid.boxes))))
-        with self.team.phase(), ThreadPoolExecutor(1) as reader:
-            ahead = [reader.submit(self._read_tile, tile) for tile in mine[:1]]
-            for number, tile in enumerate(mine):
-                sar = ahead.pop().result()
-                ahead += [reader.submit(self._read_tile, following) for following in mine[number + 1 : number + 2]]
+        active, behind = [], None  # the tile before, which a GPU is still at while the next one is read
+        with self.team.phase():
+            for tile in [*self.team.mine(list(range(len(self.grid.boxes)))), None]:
+                sar = None if tile is None else self._read_tile(tile)
+                if behind is not None:
+                    self.stores["sar"][behind[0]] = behind[1][0].float().cpu().numpy()
+                    self.progress(1)
+                    behind = None
                 if sar is not None:
-                    latents = self.pipe.encode(torch.from_numpy(sar)[None].to(self.pipe.unet.device))
-                    self.stores["sar"][tile] = latents[0].float().cpu().numpy()
+                    behind = tile, self.pipe.encode(torch.from_numpy(sar)[None].to(self.pipe.unet.device))
                     active.append(tile)
-                self.progress(1 if sar is not None else self.steps + 2)
+                elif tile is not None:
+                    self.progress(self.steps + 2)
         self.active = dict.fromkeys(sorted(self.team.gather(active)))
 
     def denoise(self) -> None:
@@ -280,10 +281,10 @@ class SceneCanvas:
         with self.team.phase():
             for tile in self.team.mine(list(self.active)):
                 latents = torch.from_numpy(self._latents(tile))[None]
-                image = (self.pipe.decode(latents.to(self.pipe.unet.device))[0].float() * 0.5 + 0.5) * 255
-                if not image.isfinite().all():
+                image = self.pipe.decode(latents.to(self.pipe.unet.device))[0].float().mul_(0.5).add_(0.5).mul_(255)
+                if not image.sum().isfinite():
                     raise ValueError("the model's image holds NaN or infinite values: try dtype float32")
-                self.stores["decoded"][tile] = image.round().byte().cpu().numpy()
+                self.stores["decoded"][tile] = image.round_().byte().cpu().numpy()
                 self.progress(1)
 
     def windows(self) -> Iterator[SceneWindow]:
