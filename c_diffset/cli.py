@@ -10,13 +10,13 @@ from jsonargparse import ArgumentParser
 # command: (module:function, what it does)
 COMMANDS = {
     "demo": ("c_diffset.demo:demo", "train and test a small model on generated scenes, in minutes"),
-    "prepare": ("c_diffset.data.layouts:prepare", "bring a data set into the standard form"),
-    "finetune": ("c_diffset.training.finetune:finetune", "fine-tune a model, on one process"),
-    "distill": ("c_diffset.training.distill:distill", "distil a model into a student of few steps, on one process"),
-    "translate": ("c_diffset.scenes.translate:translate", "translate SAR images and whole scenes to EO"),
+    "prepare": ("c_diffset.commands:prepare", "bring a data set into the standard form"),
+    "finetune": ("c_diffset.commands:finetune", "fine-tune a model, on one process"),
+    "distill": ("c_diffset.commands:distill", "distil a model into a student of few steps, on one process"),
+    "translate": ("c_diffset.inference.translate:translate", "translate SAR images and whole scenes to EO"),
     "calibrate": ("c_diffset.evaluation.calibrate:calibrate", "measure what error the model's variance stands for"),
     "publish": ("c_diffset.hub.publish:publish", "publish a model on the Hugging Face Hub"),
-    "evaluate": ("c_diffset.evaluation.report:evaluate", "measure a model on a split: metrics, floors, pictures"),
+    "evaluate": ("c_diffset.evaluation.evaluate:evaluate", "measure a model on a split: metrics, floors, pictures"),
     "compare": ("c_diffset.evaluation.compare:write_report", "put earlier evaluations side by side on one page"),
 }
 CONFIGURED = ("finetune", "distill")  # commands that read --config FILE.yaml
@@ -96,7 +96,7 @@ def main(args: list[str] | None = None) -> int:
         return 2
     try:
         if args[0] in CONFIGURED:
-            result = import_module(COMMANDS[args[0]][0].split(":")[0]).main(args[1:])
+            result = import_module("c_diffset.commands").train_as_told(args[0], args[1:])
         else:
             parser, function = command_parser(args[0])
             result = function(**vars(parser.parse_args(_spell_out_flags(args[1:], function))))

@@ -3,8 +3,8 @@
 import shutil
 from pathlib import Path
 
-from c_diffset.data.synthetic import write_pairs
-from c_diffset.evaluation.report import evaluate
+from c_diffset.evaluation.evaluate import evaluate
+from c_diffset.synthetic.generate import write_pairs
 from c_diffset.training.config import (
     DataConfig,
     FinetuneConfig,

@@ -1,7 +1,6 @@
 """A pipeline ready for work: on its device, in its precision, quiet, and with another autoencoder where asked for."""
 
 import os
-from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +9,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from huggingface_hub import try_to_load_from_cache
 
 from c_diffset.cpu import use_whole_cpu
+from c_diffset.files import file_sha256
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, describe_pickle
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -56,15 +56,6 @@ def model_revision(model: str | os.PathLike, revision: str | None = None) -> str
         return Path(cached).parent.name if isinstance(cached, str) else revision
     weights = sorted(Path(model, "unet").glob("*.safetensors"))
     return f"sha256:{file_sha256(weights[0])[:16]}" if weights else None
-
-
-def file_sha256(path: Path) -> str:
-    """The checksum of a file of any size, in hex."""
-    digest = sha256()
-    with open(path, "rb") as file:
-        while data := file.read(2**20):
-            digest.update(data)
-    return digest.hexdigest()
 
 
 def replace_autoencoder(pipe: CDiffSETPipeline, source: str | os.PathLike) -> None:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from c_diffset.cli import COMMANDS, main
-from c_diffset.data.synthetic import write_pairs
+from c_diffset.synthetic.generate import write_pairs
 
 ROOT = Path(__file__).parent.parent
 

@@ -20,8 +20,8 @@ from jsonargparse import auto_cli
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from c_diffset.data.synthetic import write_pairs
 from c_diffset.models.critics import encoder_half
+from c_diffset.synthetic.generate import write_pairs
 from c_diffset.training.config import (
     CriticConfig,
     DataConfig,

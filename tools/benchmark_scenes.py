@@ -19,13 +19,13 @@ from jsonargparse import auto_cli
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 
-from c_diffset.data.synthetic import make_pair, to_display
+from c_diffset.inference.canvas import ArraySource, SceneCanvas, scene_grid, translate_windows
+from c_diffset.inference.raster import SarRaster
+from c_diffset.inference.scene import SceneOptions, translate_scene
+from c_diffset.inference.team import Team
 from c_diffset.loading import Precision, load_pipeline
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
-from c_diffset.scenes.canvas import ArraySource, SceneCanvas, scene_grid, translate_windows
-from c_diffset.scenes.raster import SarRaster
-from c_diffset.scenes.scene import SceneOptions, translate_scene
-from c_diffset.scenes.team import Team
+from c_diffset.synthetic.generate import make_pair, to_display
 
 TILE, OVERLAP = 512, 64
 # a small process in between: one that is started by a large one counts the other's memory as its own

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from jsonargparse import auto_cli
 
-from c_diffset.data.synthetic import write_pairs
+from c_diffset.evaluation.evaluate import evaluate
 from c_diffset.evaluation.reliability import paired_bootstrap
-from c_diffset.evaluation.report import evaluate
+from c_diffset.synthetic.generate import write_pairs
 from c_diffset.training.config import (
     DataConfig,
     FinetuneConfig,

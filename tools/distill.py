@@ -1,6 +1,6 @@
 """Distil a SAR to EO model: accelerate launch tools/distill.py --config train_configs/NAME.yaml"""
 
-from c_diffset.training.distill import main
+from c_diffset.commands import train_as_told
 
 if __name__ == "__main__":
-    main()
+    train_as_told("distill")

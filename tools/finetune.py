@@ -1,6 +1,6 @@
 """Fine-tune a SAR to EO model: accelerate launch tools/finetune.py --config train_configs/NAME.yaml"""
 
-from c_diffset.training.finetune import main
+from c_diffset.commands import train_as_told
 
 if __name__ == "__main__":
-    main()
+    train_as_told("finetune")

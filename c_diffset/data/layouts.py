@@ -23,8 +23,11 @@ import PIL.Image
 import rasterio
 from tqdm.auto import tqdm
 
-from c_diffset.data.pairs import assign_splits, describe_split, list_splits, load_pairs, read_image, read_pair
-from c_diffset.data.sources import check_id, list_images
+from c_diffset.data.images import read_image
+from c_diffset.data.pairs import list_splits, load_pairs, read_pair
+from c_diffset.data.sources import list_images
+from c_diffset.data.splits import assign_splits, describe_split
+from c_diffset.files import check_id
 
 SPLITS = ("train", "validation", "test")
 
@@ -96,10 +99,6 @@ def prepare(
     eo_dir: str | None = None,
     mask_dir: str | None = None,
     progress: bool = True,
-    push: str | None = None,
-    license: str | None = None,
-    private: bool = False,
-    overwrite: bool = False,
 ) -> Summary:
     """Write a data set of a known layout in the standard form.
 
@@ -109,57 +108,19 @@ def prepare(
     Args:
         layout: one of `LAYOUTS`.
         source: the data set's folder (a CSV file for `csv`).
-        out: a folder that is absent or empty; to `push`, also one that an earlier call has finished, which is published
-            as it is.
+        out: a folder that is absent or empty.
         fractions: shares of train, validation and test, as far as the layout does not settle them; 0 for no such split.
         sar_dir, eo_dir, mask_dir: for `folders`, as in `load_pairs`.
         progress: show a progress bar.
-        push: Hub id that the result is published to, as Parquet with a card.
-        license, private: of that repository.
-        overwrite: replace what that repository holds, even where that is other pairs.
 
     Raises:
         ValueError: unknown layout, no pairs found, or none fit to use.
         OSError: `out` is in use.
     """
-    if push is not None:
-        from c_diffset.hub.pairs import check_push, publish_pairs  # publishing knows of data, and not the other way
-
-        check_push(push, license)
     if layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}.")
     folders = {"sar_dir": sar_dir, "eo_dir": eo_dir, "mask_dir": mask_dir}
     source, out = Path(source), Path(out)
-    if push is not None and (out / "summary.json").is_file():
-        summary = _read_summary(out, layout)
-    else:
-        summary = _prepare(layout, source, out, fractions, seed, folders, progress)
-    if push is not None:
-        publish_pairs(out, push, license=license, private=private, overwrite=overwrite)
-    return summary
-
-
-def _read_summary(out: Path, layout: str) -> Summary:
-    """What an earlier call wrote; FileExistsError where it was of another layout, or is no summary."""
-    try:
-        summary = Summary(**json.loads((out / "summary.json").read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        raise FileExistsError(f"{out} holds a summary.json that is none of `prepare`: name another one.") from None
-    if summary.layout != layout:
-        raise FileExistsError(f"{out} holds pairs of the layout {summary.layout!r}, not {layout!r}: name another one.")
-    print(f"{out} is prepared already: published as it is")
-    return summary
-
-
-def _prepare(
-    layout: str,
-    source: Path,
-    out: Path,
-    fractions: tuple[float, float, float],
-    seed: int,
-    folders: dict[str, str | None],
-    progress: bool,
-) -> Summary:
     aside = out.with_name(out.name + ".partial")
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist.")

@@ -21,11 +21,11 @@ import datasets
 import huggingface_hub
 from datasets import Dataset, Image, IterableDataset, concatenate_datasets, load_dataset
 
+from c_diffset.files import HUB_ID, check_id
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 TABLE_NAMES = ("metadata.jsonl", "metadata.csv")
 IMAGE_KEY = "_file_name"  # `sar_file_name` in a table becomes the image column `sar`, as `imagefolder` has it
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 Row = dict[str, Any]
 Pairs = Dataset | IterableDataset
@@ -141,13 +141,6 @@ def _inside(folder: Path, name: str, where: str) -> _ImagePath:
     return _ImagePath(path)
 
 
-def check_id(name: str, where: str) -> str:
-    """Return an id that is fit to be a file name; ValueError for one that is not, such as `../a`."""
-    if not name or name in (".", "..") or any(sign in name for sign in "/\\\0"):
-        raise ValueError(f"{where}: {name!r} cannot be an id: it has to work as a file name.")
-    return name
-
-
 # ---------------------------------------------------------------------------------------------- parallel folders
 
 
@@ -203,7 +196,7 @@ def _packed_splits(path: Path, source: str, streaming: bool) -> dict[str, Callab
     """Splits of what `datasets` reads itself. Local files belong to the split that their path names, else to train."""
     cache = [datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE]
     if not path.exists():
-        if not _HUB_ID.fullmatch(source):
+        if not HUB_ID.fullmatch(source):
             raise FileNotFoundError(f"{source} is neither a file or folder nor the id of a data set on the Hub.")
         loaded, roots = load_dataset(source, streaming=streaming), [str(root) for root in cache]
     else:

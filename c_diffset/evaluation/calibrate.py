@@ -10,10 +10,10 @@ from sklearn.isotonic import IsotonicRegression
 from tqdm.auto import tqdm
 
 from c_diffset.data.pairs import load_pairs
-from c_diffset.evaluation.images import PairResult, evaluate_pairs
 from c_diffset.evaluation.reliability import ReliabilityCurve, bin_sums, quantile_bins
 from c_diffset.evaluation.split import SplitPairs
 from c_diffset.loading import Precision, load_pipeline
+from c_diffset.measurement.measure import PairResult, evaluate_pairs
 from c_diffset.pipelines.pipeline_cdiffset import SOURCE
 
 SHIFT = 13  # of the 23 bits of a float32 mantissa: fine bins of variance are 0.1 % wide

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from c_diffset.evaluation.page import make_page
+from c_diffset.evaluation.page.page import make_page
 from c_diffset.evaluation.reliability import paired_bootstrap
 
 SAME_IMAGES = ("split", "crop_size", "n")  # of reports on one page, beside the name of the data and the ids

@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 
 from c_diffset.data.pairs import Pair, Pairs, read_pair
-from c_diffset.evaluation.images import crop_pairs, mean_colour_of
+from c_diffset.measurement.measure import crop_pairs, mean_colour_of
 
 MEAN_COLOUR_PAIRS = 500  # enough for a mean: reading a large training split whole would take hours
 ORIGIN_COLUMNS = ("region", "scene", "sar_product", "eo_product")

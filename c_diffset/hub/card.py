@@ -7,8 +7,9 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from c_diffset.evaluation.compare import data_name
-from c_diffset.hub.folder import Run, public_name
-from c_diffset.hub.item import FINITE, UNITS, band_names
+from c_diffset.files import public_name
+from c_diffset.hub.folder import Run
+from c_diffset.hub.mlm import FINITE, UNITS, band_names
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 
 TAGS = ["sar", "eo", "remote-sensing", "earth-observation", "image-to-image", "diffusion", "c_diffset"]

@@ -16,6 +16,7 @@ import yaml
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
 
+from c_diffset.files import is_hub_id, public_name, read_json
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 
 INDEX, CODE = "model_index.json", "pipeline.py"
@@ -60,33 +61,7 @@ def check_repo_id(repo: str) -> str:
     return repo
 
 
-def is_hub_id(name: str) -> bool:
-    """Whether this names a repository of the Hub and nothing on this machine."""
-    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
-
-
-def public_name(source: str) -> str:
-    """A Hub id as it is; of a path the last part that is not `pipeline` or `best`, as it shows nothing of a machine."""
-    if is_hub_id(source):
-        return source
-    path = Path(source)
-    return path.parent.name if path.name in ("pipeline", "best") and path.parent.name else path.name
-
-
 # ---------------------------------------------------------------------------------------------------------- files
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object; FileNotFoundError or ValueError where there is none."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: expected a folder that `save_pretrained` has written")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): save the pipeline again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}: expected a JSON object")
-    return content
 
 
 def pipeline_files(folder: Path) -> list[str]:

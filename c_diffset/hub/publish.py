@@ -16,7 +16,9 @@ from huggingface_hub import CommitOperationAdd
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
-from c_diffset.data.pairs import list_splits, load_pairs, read_image
+from c_diffset.data.images import read_image
+from c_diffset.data.pairs import list_splits, load_pairs
+from c_diffset.files import file_sha256, is_hub_id, public_name, read_json
 from c_diffset.hub.card import Facts, model_card
 from c_diffset.hub.folder import (
     CODE,
@@ -31,16 +33,13 @@ from c_diffset.hub.folder import (
     choose_license,
     component_origins,
     inherited_license,
-    is_hub_id,
     pipeline_files,
-    public_name,
-    read_json,
     read_run,
     without_paths,
 )
-from c_diffset.hub.item import mlm_item
+from c_diffset.hub.mlm import mlm_item
 from c_diffset.hub.repository import UNTOUCHED, Repository, check_token
-from c_diffset.loading import file_sha256, model_revision
+from c_diffset.loading import model_revision
 from c_diffset.pipelines.pipeline_cdiffset import SOURCE, CDiffSETPipeline
 
 PLAIN_FILES = ("README.md", "LICENSE", *UNTOUCHED)  # a repository that holds nothing else is as good as new

@@ -20,12 +20,13 @@ from c_diffset.data.batches import (
     sample_rng,
 )
 from c_diffset.data.pairs import load_pairs, read_pair
-from c_diffset.evaluation.grid import make_grid
-from c_diffset.evaluation.images import mean_metrics
-from c_diffset.evaluation.metrics import load_lpips, psnr, ssim
 from c_diffset.loading import check_same_latents, load_autoencoder
+from c_diffset.measurement.measure import mean_metrics
+from c_diffset.measurement.metrics import psnr, ssim
+from c_diffset.measurement.networks import load_lpips
+from c_diffset.measurement.picture_grid import make_grid
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
-from c_diffset.training.config import RunConfig, parse_config
+from c_diffset.training.config import RunConfig
 from c_diffset.training.loop import RunFolder, make_accelerator, make_optimizer, process_batches, train, update
 from c_diffset.training.validation import GRID_ROWS, Validator
 
@@ -199,8 +200,3 @@ def finetune_decoder(config: DecoderConfig) -> Path:
     """Fine-tune as `config` says; returns the folder of the finished autoencoder."""
     accelerator = make_accelerator(config)
     return train(DecoderTask(config), config, accelerator)
-
-
-def main(args: list[str] | None = None) -> None:
-    """The command `accelerate launch tools/finetune_decoder.py`."""
-    finetune_decoder(parse_config(DecoderConfig, "Fine-tune the decoder of a tiny autoencoder on EO images.", args))

@@ -30,7 +30,7 @@ from c_diffset.objectives.consistency import consistency_function, ddim_step, ps
 from c_diffset.objectives.denoising import add_noise, append_dims, beta_nll, clean_and_noise, denoising_loss
 from c_diffset.objectives.time_aware import score_distillation_loss
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, clean_variance, raw_to_variance
-from c_diffset.training.config import DistillConfig, parse_config
+from c_diffset.training.config import DistillConfig
 from c_diffset.training.loop import AveragedWeights, make_accelerator, make_optimizer, train, update
 from c_diffset.training.task import PRECISION, PairsTask, with_components
 
@@ -388,8 +388,3 @@ def distill(config: DistillConfig) -> Path:
     teacher = load_teacher(config)
     task = METHODS[config.method](config, teacher, build_student(config, teacher))
     return train(task, config, accelerator)
-
-
-def main(args: list[str] | None = None) -> None:
-    """The command `accelerate launch tools/distill.py`."""
-    distill(parse_config(DistillConfig, "Distil a fine-tuned model into a student of few steps, or one.", args))

@@ -16,7 +16,7 @@ from c_diffset.pipelines.pipeline_cdiffset import (
     check_sar_transform,
     encode_prompt_embeds,
 )
-from c_diffset.training.config import FinetuneConfig, ModelConfig, parse_config
+from c_diffset.training.config import FinetuneConfig, ModelConfig
 from c_diffset.training.loop import make_accelerator, train, update
 from c_diffset.training.task import PairsTask
 
@@ -129,8 +129,3 @@ def finetune(config: FinetuneConfig) -> Path:
         pipe.unet.register_to_config(sample_size=config.data.crop_size // pipe.vae_scale_factor)
     task = Finetune(config, pipe, config.model.lora_rank)
     return train(task, config, accelerator)
-
-
-def main(args: list[str] | None = None) -> None:
-    """The command `accelerate launch tools/finetune.py`."""
-    finetune(parse_config(FinetuneConfig, "Fine-tune a diffusion model to translate SAR to EO images.", args))

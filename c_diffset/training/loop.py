@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from c_diffset.cpu import use_whole_cpu
 from c_diffset.data.batches import training_loader
-from c_diffset.hub.publish import check_target, publish
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.training.config import OptimizerConfig, RunConfig, check_same_run, save_config
 
@@ -255,8 +254,6 @@ def train(task: Task, config, accelerator: Accelerator) -> Path:
     """Train to `config.max_steps`, from the newest checkpoint in the run folder on; returns the pipeline's folder."""
     run = RunFolder(config.output_dir)
     if accelerator.is_main_process:
-        if config.push_to_hub:
-            check_target(config.push_to_hub)  # before hours of work
         run.start(config)
     accelerator.wait_for_everyone()
 
@@ -321,12 +318,6 @@ def train(task: Task, config, accelerator: Accelerator) -> Path:
         if validation_due or checkpoint_due:
             logged_at, logged_step = time.perf_counter(), progress.step
     bar.close()
-    if config.push_to_hub and accelerator.is_main_process:
-        if (run.path / "pipeline" / "model_index.json").exists():
-            publish(run.path / "pipeline", config.push_to_hub, private=config.push_private)
-        else:  # an autoencoder alone
-            with ema.applied():
-                task.pipeline(task.model).push_to_hub(config.push_to_hub, private=config.push_private)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return run.path / "pipeline"

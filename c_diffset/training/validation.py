@@ -6,10 +6,9 @@ from pathlib import Path
 import torch
 
 from c_diffset.data.pairs import load_pairs, read_pair
-from c_diffset.evaluation.grid import make_grid
-from c_diffset.evaluation.images import crop_pairs, evaluate_pairs, mean_metrics
-from c_diffset.evaluation.metrics import load_lpips
-from c_diffset.evaluation.report import GRID_LABELS
+from c_diffset.measurement.measure import crop_pairs, evaluate_pairs, mean_metrics
+from c_diffset.measurement.networks import load_lpips
+from c_diffset.measurement.picture_grid import GRID_LABELS, make_grid
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.training.config import DataConfig, ValidationConfig
 

@@ -16,7 +16,7 @@ from c_diffset.data.batches import (
     training_loader,
 )
 from c_diffset.data.pairs import load_pairs
-from c_diffset.data.synthetic import write_pairs
+from c_diffset.synthetic.generate import write_pairs
 
 SAR = {"units": "display", "range": [0.0, 1.0], "channels": [0]}
 

@@ -11,7 +11,7 @@ import torch
 from c_diffset.data.batches import FLIPS_AND_TURNS, flip_and_turn, pair_to_tensors
 from c_diffset.data.latents import CachedPairs, build_latent_cache, fingerprint
 from c_diffset.data.pairs import load_pairs, read_pair
-from c_diffset.data.synthetic import write_pairs
+from c_diffset.synthetic.generate import write_pairs
 
 
 @pytest.fixture

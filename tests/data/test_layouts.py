@@ -8,8 +8,9 @@ import pytest
 import rasterio
 from datasets import load_dataset
 
+from c_diffset.data.images import read_image
 from c_diffset.data.layouts import LAYOUTS, SEN12MS_HOLD_OUT, prepare
-from c_diffset.data.pairs import list_splits, load_pairs, read_image, read_pair
+from c_diffset.data.pairs import list_splits, load_pairs, read_pair
 
 RNG = np.random.default_rng(0)
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

@@ -10,7 +10,9 @@ import pytest
 import rasterio
 from datasets import Dataset, load_dataset
 
-from c_diffset.data.pairs import assign_splits, list_splits, load_pairs, read_image, read_pair, split_pairs
+from c_diffset.data.images import read_image
+from c_diffset.data.pairs import list_splits, load_pairs, read_pair
+from c_diffset.data.splits import assign_splits, split_pairs
 
 RNG = np.random.default_rng(0)
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

@@ -12,7 +12,6 @@ from diffusers import UNet2DModel
 from scipy.special import erfc
 
 from c_diffset.data.pairs import load_pairs
-from c_diffset.data.synthetic import write_pairs
 from c_diffset.evaluation.calibrate import (
     VariancePool,
     absolute_error,
@@ -20,12 +19,13 @@ from c_diffset.evaluation.calibrate import (
     pixel_variance,
     store_calibration,
 )
-from c_diffset.evaluation.images import PairResult, evaluate_pairs
 from c_diffset.evaluation.reliability import reliability_curve
 from c_diffset.evaluation.split import SplitPairs
 from c_diffset.loading import load_pipeline
+from c_diffset.measurement.measure import PairResult, evaluate_pairs
 from c_diffset.models.unet import small_unet
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+from c_diffset.synthetic.generate import write_pairs
 from c_diffset.training.config import (
     DataConfig,
     FinetuneConfig,

@@ -6,9 +6,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from c_diffset.data.synthetic import write_pairs
 from c_diffset.evaluation.compare import write_report
-from c_diffset.evaluation.report import evaluate
+from c_diffset.evaluation.evaluate import evaluate
+from c_diffset.synthetic.generate import write_pairs
 from tests.evaluation.browser import BINARY, Browser
 
 OPTIONS = {"num_inference_steps": 1, "lpips_net": None, "download": False}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from c_diffset.hub.pairs import check_push
 from c_diffset.hub.publish import publish
+from c_diffset.hub.publish_pairs import check_push
 from tests.hub.conftest import REPO, change_json, evaluation_of, save_model
 
 

@@ -11,11 +11,11 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from c_diffset import write_pairs
-from c_diffset.hub.pairs import publish_pairs
+from c_diffset.commands import finetune
 from c_diffset.hub.publish import publish
+from c_diffset.hub.publish_pairs import publish_pairs
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.training.config import DataConfig, FinetuneConfig, ModelConfig, SmallUNetConfig, ValidationConfig
-from c_diffset.training.finetune import finetune
 from tests.hub.conftest import REPO, change_json, names_below, save_model, translate
 from tests.hub.server import TOKEN
 

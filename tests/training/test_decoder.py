@@ -16,8 +16,8 @@ from diffusers import AutoencoderTiny
 from safetensors.torch import load_file
 
 from c_diffset.data.pairs import load_pairs, read_pair
-from c_diffset.data.synthetic import write_pairs
 from c_diffset.loading import load_pipeline
+from c_diffset.synthetic.generate import write_pairs
 from c_diffset.training.config import DataConfig, OptimizerConfig, ValidationConfig
 from c_diffset.training.decoder import DecoderConfig, DecoderTask, EOCrops, finetune_decoder
 from c_diffset.training.loop import make_accelerator

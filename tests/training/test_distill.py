@@ -12,9 +12,9 @@ from diffusers import DDIMScheduler, LCMScheduler
 from torch.utils.data import default_collate
 
 from c_diffset.data import teacher_results
-from c_diffset.data.synthetic import write_pairs
 from c_diffset.models.critics import encoder_features
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, raw_to_variance
+from c_diffset.synthetic.generate import write_pairs
 from c_diffset.training.config import (
     ConsistencyConfig,
     CriticConfig,

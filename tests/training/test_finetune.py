@@ -10,8 +10,8 @@ from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 
 from c_diffset.data.pairs import load_pairs
-from c_diffset.data.synthetic import write_pairs
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+from c_diffset.synthetic.generate import write_pairs
 from c_diffset.training.config import (
     DataConfig,
     FinetuneConfig,

@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from c_diffset.data.synthetic import write_pairs
+from c_diffset.synthetic.generate import write_pairs
 
 ROOT = Path(__file__).parent.parent.parent
 

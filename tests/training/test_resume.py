@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from c_diffset.data.synthetic import write_pairs
+from c_diffset.synthetic.generate import write_pairs
 from c_diffset.training.config import FinetuneConfig, parse_config
 from c_diffset.training.loop import RunFolder
 

@@ -1,0 +1,119 @@
+"""Commands that join packages which do not know each other: prepare, train, then publish."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import PartialState
+from diffusers import AutoencoderTiny
+
+from c_diffset.data.layouts import Summary
+from c_diffset.data.layouts import prepare as prepare_pairs
+from c_diffset.hub.publish import check_target, publish
+from c_diffset.hub.publish_pairs import check_push, publish_pairs
+from c_diffset.training.config import DistillConfig, FinetuneConfig, RunConfig, parse_config
+from c_diffset.training.decoder import DecoderConfig
+from c_diffset.training.decoder import finetune_decoder as train_decoder
+from c_diffset.training.distill import distill as train_student
+from c_diffset.training.finetune import finetune as train_model
+
+
+def prepare(
+    layout: str,
+    source: str,
+    out: str,
+    *,
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+    sar_dir: str | None = None,
+    eo_dir: str | None = None,
+    mask_dir: str | None = None,
+    progress: bool = True,
+    push: str | None = None,
+    license: str | None = None,
+    private: bool = False,
+    overwrite: bool = False,
+) -> Summary:
+    """Write a data set of a known layout in the standard form (see `c_diffset.data.layouts.prepare`), and publish it.
+
+    Args:
+        layout: one of `LAYOUTS`.
+        source: the data set's folder (a CSV file for `csv`).
+        out: a folder that is absent or empty; to `push`, also one that an earlier call has finished, which is published
+            as it is.
+        fractions: shares of train, validation and test, as far as the layout does not settle them; 0 for no such split.
+        seed: of the random splits.
+        sar_dir, eo_dir, mask_dir: for `folders`, as in `load_pairs`.
+        progress: show a progress bar.
+        push: Hub id that the result is published to, as Parquet with a card.
+        license, private: of that repository.
+        overwrite: replace what that repository holds, even where that is other pairs.
+
+    Raises:
+        ValueError: unknown layout, no pairs found, or none fit to use; an unfit id or licence.
+        OSError: `out` is in use, or the Hub cannot be reached.
+    """
+    if push is not None:
+        check_push(push, license)
+    if push is not None and (Path(out) / "summary.json").is_file():
+        summary = _read_summary(Path(out), layout)
+    else:
+        folders = {"sar_dir": sar_dir, "eo_dir": eo_dir, "mask_dir": mask_dir}
+        summary = prepare_pairs(layout, source, out, fractions=fractions, seed=seed, progress=progress, **folders)
+    if push is not None:
+        publish_pairs(out, push, license=license, private=private, overwrite=overwrite)
+    return summary
+
+
+def _read_summary(out: Path, layout: str) -> Summary:
+    """What an earlier call wrote; FileExistsError where it was of another layout, or is no summary."""
+    try:
+        summary = Summary(**json.loads((out / "summary.json").read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise FileExistsError(f"{out} holds a summary.json that is none of `prepare`: name another one.") from None
+    if summary.layout != layout:
+        raise FileExistsError(f"{out} holds pairs of the layout {summary.layout!r}, not {layout!r}: name another one.")
+    print(f"{out} is prepared already: published as it is")
+    return summary
+
+
+def finetune(config: FinetuneConfig) -> Path:
+    """Fine-tune as `config` says, and publish the result where it says so; returns the folder of the pipeline."""
+    return _train_and_publish(train_model, config)
+
+
+def distill(config: DistillConfig) -> Path:
+    """Distil as `config` says, and publish the result where it says so; returns the folder of the student."""
+    return _train_and_publish(train_student, config)
+
+
+def finetune_decoder(config: DecoderConfig) -> Path:
+    """Fine-tune a decoder as `config` says, and publish it where it says so; returns the autoencoder's folder."""
+    return _train_and_publish(train_decoder, config)
+
+
+# command: (its settings, what it does, the function)
+TRAINING = {
+    "finetune": (FinetuneConfig, "Fine-tune a diffusion model to translate SAR to EO images.", finetune),
+    "distill": (DistillConfig, "Distil a fine-tuned model into a student of few steps, or one.", distill),
+    "finetune_decoder": (DecoderConfig, "Fine-tune the decoder of a tiny autoencoder on EO images.", finetune_decoder),
+}
+
+
+def train_as_told(command: str, args: list[str] | None = None) -> None:
+    """Run a command of `TRAINING` with `--config FILE.yaml` and the settings of the command line."""
+    config_class, description, function = TRAINING[command]
+    function(parse_config(config_class, description, args))
+
+
+def _train_and_publish(train: Callable[[RunConfig], Path], config: RunConfig) -> Path:
+    """What the Hub needs is checked before hours of work."""
+    if config.push_to_hub:
+        check_target(config.push_to_hub)
+    folder = train(config)
+    if config.push_to_hub and PartialState().is_main_process:
+        if (folder / "model_index.json").exists():
+            publish(folder, config.push_to_hub, private=config.push_private)
+        else:  # an autoencoder alone
+            AutoencoderTiny.from_pretrained(folder).push_to_hub(config.push_to_hub, private=config.push_private)
+    return folder

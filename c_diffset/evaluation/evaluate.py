@@ -1,0 +1,371 @@
+"""The report on a model: mean metrics beside floors and a ceiling, the protocol of the measurement, and pictures."""
+
+import csv
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import lpips
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from c_diffset.data.pairs import list_splits, load_pairs
+from c_diffset.evaluation.calibrate import absolute_error, pixel_variance
+from c_diffset.evaluation.compare import compare, data_name, to_json, unique_names, write_files
+from c_diffset.evaluation.page.page import make_page
+from c_diffset.evaluation.page.pictures import Gallery, gallery_of
+from c_diffset.evaluation.reliability import PixelSample
+from c_diffset.evaluation.split import SplitPairs, is_remote, split_against_train, train_colour
+from c_diffset.loading import Precision, load_pipeline, model_revision
+from c_diffset.measurement.measure import PairResult, evaluate_pairs, floors_and_ceiling, mean_metrics
+from c_diffset.measurement.metrics import convention, frechet_distance, kernel_distance
+from c_diffset.measurement.networks import load_inception, load_lpips, lpips_features
+from c_diffset.measurement.picture_grid import GRID_LABELS, make_grid
+from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+
+Model = CDiffSETPipeline | str | os.PathLike
+Features = dict[str, Callable[[Tensor], Tensor]]
+LeftOut = list[dict[str, str]]
+
+
+def evaluate(
+    model: Model | list[Model],
+    data: str | os.PathLike,
+    split: str = "test",
+    output: str | os.PathLike | None = None,
+    num_inference_steps: int | None = None,
+    crop_size: int | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    max_images: int | None = None,
+    lpips_net: str | None = "squeeze",
+    lpips_weights: str | os.PathLike | None = None,
+    inception_weights: str | os.PathLike | None = None,
+    download: bool = True,
+    mean_colour: list[float] | None = None,
+    grid_rows: int = 8,
+    revision: str | None = None,
+    device: str | None = None,
+    dtype: Precision = "float32",
+    overwrite: bool = False,
+    vae: str | None = None,
+    spread_samples: int = 0,
+) -> dict:
+    """Evaluate a model on a split, print a table, and write `metrics.json`, `per_image.csv`, `grid.png`, `report.html`.
+
+    Several models are measured one after the other on the same images with the same noise. Each has its files in a
+    folder of its own, `0_NAME` and so on; the page and `differences.json` compare them with the first.
+
+    Args:
+        model: a pipeline, its folder or its Hub id, or several. The progress bar of a given pipeline is switched off.
+        data: what `load_pairs` reads.
+        split: the split of `data`.
+        output: a new or empty folder; None writes nothing.
+        num_inference_steps: the model's own number when None.
+        crop_size: side of the crops that are evaluated, as `crop_pairs` cuts them; whole images when None.
+        batch_size: images at a time; the results do not depend on it.
+        seed: of the noise.
+        max_images: stop after so many images (or crops), in the order of the data.
+        lpips_net: "squeeze", "alex" or "vgg" (the one most published figures use); None leaves LPIPS out.
+        lpips_weights: a file with complete LPIPS weights, instead of a download.
+        inception_weights: a file with pytorch-fid's weights for FID and KID, instead of a download.
+        download: False takes from torch's cache what is not given as a file, and names as left out what is not there.
+        mean_colour: r, g, b in [0, 1] for the floor of one colour; by default the mean of the data's train split.
+        grid_rows: how many images the picture shows, the first ones.
+        revision: of a Hub id.
+        device: by default CUDA where there is one; a given pipeline stays where it is.
+        dtype: precision of the model; a given pipeline stays as it is.
+        overwrite: write into a folder that is not empty.
+        vae: folder or Hub id of an autoencoder of the same latent space, or "taesd", instead of the model's own.
+        spread_samples: so many further samples of each image, whose spread is a baseline of the confidence; 0: none.
+
+    Returns:
+        What `metrics.json` holds: the protocol, `mean`, `floors`, `ceiling` (the true EO image after the autoencoder's
+        round trip; None in pixel space), `left_out` (metric and reason) and `images`. For several models: `models`, a
+        list of that, and `differences` as `make_page` takes them.
+
+    Raises:
+        FileExistsError: `output` is not empty, and `overwrite` is not set.
+        ValueError: `vae` does not fit the model, or comes with a pipeline in memory; one sample, which has no spread.
+        ValueError, OSError: unusable data, model or weights files; the message names them.
+    """
+    if spread_samples < 0 or spread_samples == 1:
+        raise ValueError(f"spread_samples is {spread_samples}: a spread needs at least 2, and 0 leaves it out")
+    models = list(model) if isinstance(model, list | tuple) else [model]
+    _check_output(output, overwrite)
+    _check_models(models, revision, vae)
+    left_out: LeftOut = []
+    lpips_model = _load_lpips(lpips_net, lpips_weights, download, left_out)
+    features = _load_features(lpips_model, inception_weights, download, left_out)
+    train_rows = load_pairs(data, "train", streaming=is_remote(data)) if "train" in list_splits(data) else None
+    pairs = SplitPairs(load_pairs(data, split), crop_size, max_images)
+    protocol = {
+        "data": str(data),
+        "data_on_hub": is_remote(data),
+        "split": split,
+        "split_against_train": split_against_train(pairs.rows, train_rows) if split != "train" else [],
+    }
+    mean_colour = mean_colour or train_colour(train_rows, left_out)
+    session = Session(
+        pairs,
+        protocol,
+        num_inference_steps,
+        batch_size,
+        seed,
+        spread_samples,
+        grid_rows,
+        lpips_model,
+        features,
+        mean_colour,
+        left_out,
+    )
+    names, reports, galleries = unique_names([name_of(each) for each in models]), [], []
+    for i, each in enumerate(models):
+        pipe = each if isinstance(each, CDiffSETPipeline) else load_pipeline(each, revision, device, dtype, vae)
+        gallery = Gallery(chosen=set(galleries[0].pictures)) if galleries else Gallery()
+        weights = None if pipe is each else model_revision(each, revision)
+        identity = {"model": name_of(each), "revision": revision, "weights": weights}
+        report, grid = session.measure(pipe, identity, gallery)
+        print(quality_table(report))
+        reports.append(report)
+        galleries.append(gallery)
+        if output is not None and len(models) > 1:
+            write_files(_files(report, grid), Path(output, f"{i}_{names[i].replace('/', '-')}"))
+    gallery = gallery_of(galleries, names, [report["images"] for report in reports])
+    if len(models) == 1:
+        if output is not None:
+            page = make_page(reports, names, gallery=gallery)
+            write_files({"report.html": page.encode()} | _files(report, grid), Path(output))
+        return report
+    differences = compare(reports, names)
+    if output is not None:
+        files = {"report.html": make_page(reports, names, differences, gallery).encode()}
+        write_files(files | {"differences.json": to_json(differences)}, Path(output))
+    return {"models": reports, "differences": differences}
+
+
+# ------------------------------------------------------------------------------------------ models and their use
+
+
+def name_of(model: Model) -> str:
+    """Where a model is from."""
+    return str((model.name_or_path or "in memory") if isinstance(model, CDiffSETPipeline) else model)
+
+
+def _check_models(models: list[Model], revision: str | None, vae: str | None) -> None:
+    """Find what is wrong with any of the models before the first is measured."""
+    if vae is not None and any(isinstance(model, CDiffSETPipeline) for model in models):
+        raise ValueError("vae is set, but the model is a pipeline in memory: give it to `load_pipeline` instead")
+    for model in models:
+        if not isinstance(model, CDiffSETPipeline):
+            CDiffSETPipeline.load_config(model, revision=revision)
+
+
+@dataclass
+class Session:
+    """What all models of a run share: the images, how they are sampled, and what measures them."""
+
+    pairs: SplitPairs
+    protocol: dict
+    num_inference_steps: int | None
+    batch_size: int
+    seed: int
+    spread_samples: int
+    grid_rows: int
+    lpips_model: lpips.LPIPS | None
+    features: Features
+    mean_colour: list[float] | None
+    left_out: LeftOut
+
+    def measure(self, pipe: CDiffSETPipeline, identity: dict, gallery: Gallery) -> tuple[dict, PIL.Image.Image]:
+        """The report on one model, and its picture grid; `gallery` sees every image."""
+        pipe.set_progress_bar_config(disable=True)
+        for module in (self.lpips_model, self.features.get("")):
+            if module is not None:
+                module.to(pipe.device)
+        images, pictures, vectors, pixels = self._collect(pipe, gallery)
+        if not images:
+            data, split = self.protocol["data"], self.protocol["split"]
+            raise ValueError(f"{data}, split {split}: no image to evaluate (crop_size {self.pairs.crop_size})")
+        again = tqdm(self.pairs, "floors and ceiling", len(images), leave=False)
+        floors, ceiling = floors_and_ceiling(again, pipe, self.mean_colour, self.lpips_model)
+        left_out = list(self.left_out)
+        means = mean_metrics(images) | _distances(vectors, left_out)
+        calibration = pipe.config.calibration or {}
+        trust = pixels.report(calibration.get("threshold")) if pixels.images else None
+        if trust and "expected_error" in trust:
+            place = (data_name(self.protocol), self.protocol["split"])
+            trust["in_sample"] = place == (calibration.get("data"), calibration.get("split"))
+        report = {
+            **identity,
+            **self.protocol,
+            "n": len(images),
+            "seed": self.seed,
+            **self.pairs.describe(),
+            **_describe_sampling(pipe, self.num_inference_steps),
+            "calibration": _describe_calibration(pipe, self.num_inference_steps),
+            "mean": means,
+            "conventions": {metric: convention(metric) for metric in means},
+            "floors": floors,
+            "ceiling": ceiling,
+            "mean_colour": self.mean_colour,
+            "trust": trust,
+            "left_out": left_out,
+            "images": images,
+        }
+        return report, make_grid(pictures, GRID_LABELS)
+
+    def _collect(self, pipe: CDiffSETPipeline, gallery: Gallery):
+        """Rows of metrics and of pictures, for every feature function those of generated and EO images, and pixels."""
+        results = evaluate_pairs(
+            pipe,
+            self.pairs,
+            self.num_inference_steps,
+            self.batch_size,
+            self.seed,
+            self.lpips_model,
+            self.spread_samples,
+        )
+        results = tqdm(results, "evaluate", self.pairs.expected_images, unit="image")
+        images, pictures, pixels = [], [], PixelSample()
+        vectors = {name: ([], []) for name in self.features}
+        for number, result in enumerate(results):
+            images.append({"id": result.id, **result.metrics})
+            gallery.add(number, result)
+            if number < self.grid_rows:
+                pictures.append(result.pictures)
+            if result.confidence is not None or result.spread is not None:
+                add_pixels(pixels, result, f"spread of {self.spread_samples} samples")
+            for name, feature in self.features.items():
+                for image, kept in zip((result.generated, result.eo), vectors[name], strict=True):
+                    kept.append(feature(image[None].to(pipe.device)).cpu())
+        return images, pictures, vectors, pixels
+
+
+def add_pixels(sample: PixelSample, result: PairResult, spread: str) -> None:
+    """Add one image's errors and what predicts them: the model's variance, and as baselines the spread, under that
+    name, and the SAR image's gradient, whose magnitude costs nothing: edges are where images go wrong.
+    """
+    uncertainties = {}
+    if result.confidence is not None:
+        uncertainties["predicted variance"] = pixel_variance(result)
+    if result.spread is not None:
+        uncertainties[spread] = result.spread.numpy()
+    uncertainties["SAR gradient"] = np.hypot(*np.gradient(result.sar[0].numpy()))
+    optional = (result.expected_error, result.error_probability, result.discrepancy, result.mask)
+    sample.add(absolute_error(result), uncertainties, *(None if x is None else x.numpy() for x in optional))
+
+
+def _load_lpips(net, weights, download, left_out: LeftOut) -> lpips.LPIPS | None:
+    if net is None:
+        left_out.append({"metric": "lpips", "reason": "lpips_net is not set"})
+        return None
+    try:
+        return load_lpips(net, weights, download)
+    except OSError as error:
+        if weights is not None:
+            raise
+        left_out.append({"metric": f"lpips_{net}", "reason": f"no lpips_weights: {error}"})
+        return None
+
+
+def _load_features(lpips_model, inception_weights, download, left_out: LeftOut) -> Features:
+    """Feature functions by the suffix of the metrics they serve: "" for FID and KID proper."""
+    features: Features = {}
+    try:
+        features[""] = load_inception(inception_weights, download)
+    except OSError as error:
+        if inception_weights is not None:
+            raise
+        left_out += [{"metric": name, "reason": f"no inception_weights: {error}"} for name in ("fid", "kid")]
+    if lpips_model is not None:
+        features[f"_lpips_{lpips_model.pnet_type}"] = lpips_features(lpips_model)
+    return features
+
+
+def _distances(vectors: dict[str, tuple[list[Tensor], list[Tensor]]], left_out: LeftOut) -> dict[str, float]:
+    """FID and KID for every feature function; two images are the least that has a covariance."""
+    distances = {}
+    for name, (generated, eo) in vectors.items():
+        if len(eo) < 2:
+            left_out += [{"metric": kind + name, "reason": "needs at least 2 images"} for kind in ("fid", "kid")]
+            continue
+        distances["fid" + name] = frechet_distance(torch.cat(generated), torch.cat(eo))
+        distances["kid" + name] = kernel_distance(torch.cat(generated), torch.cat(eo))
+    return distances
+
+
+def _describe_sampling(pipe: CDiffSETPipeline, num_inference_steps: int | None) -> dict:
+    scheduler = pipe.scheduler.config
+    return {
+        "num_inference_steps": num_inference_steps or pipe.config.default_num_inference_steps,
+        "scheduler": type(pipe.scheduler).__name__,
+        "timestep_spacing": scheduler.get("timestep_spacing"),
+        "prediction_type": scheduler.prediction_type,
+        "autoencoder": None if pipe.vae is None else _describe_autoencoder(pipe.vae),
+        "generated_images": "rounded to 8 bits before they are measured",
+        "dtype": str(pipe.dtype),
+        "device": str(pipe.device),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+    }
+
+
+def _describe_calibration(pipe: CDiffSETPipeline, num_inference_steps: int | None) -> str | None:
+    """What the expected error was fitted on; None where the model gives none at this number of steps."""
+    if pipe.calibration_knots(num_inference_steps or pipe.config.default_num_inference_steps) is None:
+        return None
+    data, split, n = (pipe.config.calibration.get(key, "unknown") for key in ("data", "split", "n"))
+    return f"{data}, split {split}: {n} images"
+
+
+def _describe_autoencoder(vae: AutoencoderKL | AutoencoderTiny) -> str:
+    """Its class, and where it was loaded from."""
+    return f"{type(vae).__name__}, {vae.config.get('_name_or_path') or 'in memory'}"
+
+
+# ------------------------------------------------------------------------------------------------------- output
+
+
+def quality_table(report: dict) -> str:
+    """The means beside the floors and the autoencoder's ceiling, and what was left out, as text."""
+    ceiling = {} if report["ceiling"] is None else {"autoencoder": report["ceiling"]}
+    columns = {"model": report["mean"], **report["floors"], **ceiling}
+    lines = [
+        f"{report['data']}, split {report['split']}: {report['n']} images, "
+        f"{report['num_inference_steps']} steps of {report['scheduler']}, seed {report['seed']}",
+        f"{'':<22}" + "".join(f"{name:>13}" for name in columns),
+    ]
+    for metric in report["mean"]:
+        values = [f"{column[metric]:.4f}" if metric in column else "-" for column in columns.values()]
+        lines.append(f"{metric:<22}" + "".join(f"{value:>13}" for value in values))
+    lines += [f"left out: {entry['metric']} ({entry['reason']})" for entry in report["left_out"]]
+    return "\n".join(lines)
+
+
+def _check_output(output: str | os.PathLike | None, overwrite: bool) -> None:
+    if output is None or overwrite or not Path(output).exists():
+        return
+    if not Path(output).is_dir() or any(Path(output).iterdir()):
+        raise FileExistsError(f"{output} exists and is not an empty folder: choose another output, or set overwrite")
+
+
+def _files(report: dict, grid: PIL.Image.Image) -> dict[str, bytes]:
+    """The files of one model by name, `metrics.json` last."""
+    table, picture = io.StringIO(newline=""), io.BytesIO()
+    writer = csv.DictWriter(table, report["images"][0])
+    writer.writeheader()
+    writer.writerows(report["images"])
+    grid.save(picture, "PNG")
+    return {
+        "per_image.csv": table.getvalue().encode(),
+        "grid.png": picture.getvalue(),
+        "metrics.json": to_json(report),
+    }

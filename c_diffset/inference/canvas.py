@@ -1,0 +1,418 @@
+"""A whole scene through a diffusion model: one canvas, one field of noise, and tiles only as the model's view of it.
+
+At every step the model sees all overlapping tiles; what it predicts is blended on the canvas before the scheduler's
+step, so that tiles agree at every noise level (joint diffusion over windows: MultiDiffusion, Bar-Tal et al., arXiv
+2302.08113). Nothing but a batch of tiles is in memory at once where the canvas goes to files.
+"""
+
+import copy
+import mmap
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from scipy.ndimage import distance_transform_edt
+
+from c_diffset.inference.team import Team
+from c_diffset.inference.tiles import Box, TileGrid, blocks_of
+from c_diffset.noise import noise_generator
+from c_diffset.pipelines.pipeline_cdiffset import (
+    CDiffSETPipeline,
+    apply_calibration,
+    clean_variance,
+    raw_to_variance,
+    variance_to_confidence,
+)
+from c_diffset.sar.radiometry import to_model
+
+BLOCK = 128  # side of the blocks, in canvas pixels, that the canvas is kept in and noise is drawn for
+WINDOW = 512  # side of the windows, in image pixels, that come out
+MEMORY_LIMIT = 8 * 2**20  # bytes above which one kind of tile goes to files
+
+
+class Source(Protocol):
+    """A SAR scene that can be read by windows."""
+
+    size: tuple[int, int]  # height and width in pixels
+    origin: tuple[int, int]  # row and column of its first pixel on the ground
+
+    def read(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
+        """Channels x H x W in [-1, 1] as the model sees them, and bool H x W, True where valid."""
+
+    def valid(self, box: Box) -> np.ndarray:
+        """The second of these alone."""
+
+
+@dataclass
+class SceneWindow:
+    """A finished rectangle of a scene.
+
+    Attributes:
+        box: where, in image pixels of the scene.
+        eo: uint8 H x W x 3; black where not valid.
+        confidence: float32 H x W in (0, 1]; NaN where not valid; None if the model predicts no variance.
+        valid: bool H x W.
+        expected_error: float32 H x W, 8-bit levels; None without a calibration for the number of steps.
+    """
+
+    box: Box
+    eo: np.ndarray
+    confidence: np.ndarray | None
+    valid: np.ndarray
+    expected_error: np.ndarray | None = None
+
+
+class ArraySource:
+    """A scene that is at hand as an array, H x W or H x W x bands.
+
+    Args:
+        image: display values or backscatter, as the model's `sar_transform` says; anything with a shape whose windows
+            `numpy.asarray` takes (numpy, memory maps, xarray, zarr): it is read window by window.
+        sar_transform: of the model, see `sar_to_tensor`.
+        valid: bool H x W; by default where every band is finite, and not 0 in linear units.
+        origin: row and column of its first pixel on the ground.
+    """
+
+    def __init__(self, image, sar_transform: dict, valid=None, origin: tuple[int, int] = (0, 0)):
+        self.image, self.mask, self.sar_transform, self.origin = image, valid, sar_transform, origin
+        if len(image.shape) not in (2, 3):
+            raise ValueError(f"an image of shape {tuple(image.shape)}, expected H x W or H x W x bands")
+        self.size = tuple(image.shape[:2])
+        if valid is not None and tuple(valid.shape) != self.size:
+            raise ValueError(f"valid has shape {tuple(valid.shape)}, expected that of the image, {self.size}")
+
+    def read(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
+        """As `Source.read`."""
+        window = box.slices()[1:]
+        mask = None if self.mask is None else np.asarray(self.mask[window], bool)
+        return to_model(np.asarray(self.image[window]), mask, self.sar_transform)
+
+    def valid(self, box: Box) -> np.ndarray:
+        """As `Source.valid`."""
+        return self.read(box)[1]
+
+
+def fill_invalid(sar: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Channels x H x W with the valid part mirrored at its border into the rest: streaks would be taken for roads."""
+    if valid.all():
+        return sar
+    nearest = distance_transform_edt(~valid, return_distances=False, return_indices=True)
+    streaks = sar[:, nearest[0], nearest[1]]
+    rows, columns = (
+        np.clip(2 * near - here, 0, side - 1)
+        for near, here, side in zip(nearest, np.indices(valid.shape, np.int32), valid.shape, strict=True)
+    )
+    return streaks[:, rows, columns]
+
+
+class Store:
+    """Arrays by number: in memory, or in files of a folder, where other processes see them too."""
+
+    def __init__(self, folder: Path | None):
+        self.folder, self.arrays = folder, {}
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def _path(self, key) -> Path:
+        return self.folder / f"{key}.npy"
+
+    def __setitem__(self, key, array: np.ndarray) -> None:
+        if self.folder is None:
+            # outside of the heap, where what stays between large activations would tear its free space apart
+            pages = np.frombuffer(mmap.mmap(-1, array.nbytes), array.dtype).reshape(array.shape)
+            pages[:] = array
+            self.arrays[key] = pages
+            return
+        try:
+            np.save(self._path(key), np.ascontiguousarray(array))  # else element by element
+        except OSError as error:
+            raise OSError(f"{self.folder} cannot be written ({error}): is the disk full?") from error
+
+    def __getitem__(self, key) -> np.ndarray:
+        return self.arrays[key] if self.folder is None else np.load(self._path(key), mmap_mode="r")
+
+
+def tile_sides(pipe: CDiffSETPipeline, tile_size: int | None = None, overlap: int | None = None) -> tuple[int, int]:
+    """Side of a tile and overlap in pixels: as given, or the side that the model was trained at and 64."""
+    multiple, trained = pipe.size_multiple, pipe.unet.config.sample_size
+    if tile_size is None:
+        pixels = trained * pipe.vae_scale_factor if isinstance(trained, int) else 512
+        tile_size = max(2, pixels // multiple) * multiple
+    if overlap is None:
+        overlap = max(1, min(64, tile_size // 4) // multiple) * multiple
+    return tile_size, overlap
+
+
+def scene_grid(pipe: CDiffSETPipeline, source: Source, tile_size: int, overlap: int) -> TileGrid:
+    """The tiles of a scene, in canvas pixels; the canvas is the scene, widened to the model's multiple on the ground.
+
+    Raises:
+        ValueError: `tile_size` or `overlap` do not fit the model or each other.
+    """
+    multiple, factor = pipe.size_multiple, pipe.vae_scale_factor
+    for name, value in (("tile_size", tile_size), ("overlap", overlap)):
+        if value % multiple:
+            raise ValueError(f"{name} is {value} pixels: this model needs a multiple of {multiple}")
+    if not 0 <= overlap <= tile_size // 2 or tile_size == 0:
+        raise ValueError(f"overlap is {overlap} pixels, expected from 0 to half of tile_size, {tile_size}")
+    top, left = (position // multiple * multiple for position in source.origin)
+    ends = [position + side for position, side in zip(source.origin, source.size, strict=True)]
+    height, width = (-(-end // multiple) * multiple - start for end, start in zip(ends, (top, left), strict=True))
+    origin, size = (top // factor, left // factor), (height // factor, width // factor)
+    return TileGrid(origin, size, tile_size // factor, overlap // factor, multiple // factor)
+
+
+class SceneCanvas:
+    """The state of one scene between its phases: `encode`, `denoise`, `decode`, then `windows`.
+
+    Args:
+        source: the scene.
+        pipe: the model.
+        steps: number of inference steps.
+        seed: of the noise field.
+        grid: from `scene_grid`.
+        batch_size: tiles that the model sees together; what they give does not depend on who shares the work.
+        team: the processes that share the scene.
+        folder: for what outgrows the memory limit, or has to be seen by other processes; None keeps all in memory.
+        progress: called with the number of tile passes done.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        pipe: CDiffSETPipeline,
+        steps: int,
+        seed: int,
+        grid: TileGrid,
+        batch_size: int,
+        team: Team,
+        folder: Path | None,
+        progress: Callable[[int], None],
+    ):
+        self.source, self.pipe, self.steps, self.seed = source, pipe, steps, seed
+        self.grid, self.batch_size, self.team, self.progress = grid, batch_size, team, progress
+        self.factor, self.knots = pipe.vae_scale_factor, pipe.calibration_knots(steps)
+        self.pixels = grid.scaled(self.factor)  # the same tiles in image pixels
+        # the scene's first pixel on the canvas
+        self.offset = tuple(p - o * self.factor for p, o in zip(source.origin, grid.origin, strict=True))
+        latent = 4 * sum(height * width for height, width in (box.size for box in grid.boxes))  # bytes of one channel
+        limits = {"sar": 4, "latents": 4, "predictions": 4, "variance": 1, "decoded": 0.75 * self.factor**2}
+        self.stores = {
+            name: Store(folder and folder / name if team.size > 1 or channels * latent > MEMORY_LIMIT else None)
+            for name, channels in limits.items()
+        }
+        self.active: dict[int, None] = {}  # the tiles that hold a valid pixel, in order
+
+    def run(self) -> None:
+        """All phases up to `windows`."""
+        with torch.no_grad():
+            self.encode()
+            self.denoise()
+            self.decode()
+
+    def encode(self) -> None:
+        """SAR tiles to latents, one by one: an autoencoder fills any machine with one tile, and memory with several.
+
+        Tiles without a valid pixel are left out from here on.
+        """
+        active, behind = [], None  # the tile before, which a GPU is still at while the next one is read
+        with self.team.phase():
+            for tile in [*self.team.mine(list(range(len(self.grid.boxes)))), None]:
+                sar = None if tile is None else self._read_tile(tile)
+                if behind is not None:
+                    self.stores["sar"][behind[0]] = behind[1][0].float().cpu().numpy()
+                    self.progress(1)
+                    behind = None
+                if sar is not None:
+                    behind = tile, self.pipe.encode(torch.from_numpy(sar)[None].to(self.pipe.unet.device))
+                    active.append(tile)
+                elif tile is not None:
+                    self.progress(self.steps + 2)
+        self.active = dict.fromkeys(sorted(self.team.gather(active)))
+
+    def denoise(self) -> None:
+        """Every step over all tiles, blended on the canvas before the scheduler's step."""
+        pipe, canvas = self.pipe, self.stores["latents"]
+        pipe.scheduler.set_timesteps(self.steps)
+        timesteps = pipe.scheduler.timesteps
+        blocks = sorted({block for tile in self.active for block in blocks_of(self._on_ground(tile), BLOCK)})
+        shape = (1, pipe.eo_channels, BLOCK, BLOCK)
+        with self.team.phase():
+            for block in self.team.mine(blocks):
+                noise = torch.randn(shape, generator=noise_generator(self.seed, 0, *block))
+                canvas[block] = (noise * pipe.scheduler.init_noise_sigma).numpy()
+        confidence_step = (timesteps - pipe.config.confidence_timestep).abs().argmin().item()
+        for i, t in enumerate(timesteps):
+            with self.team.phase():
+                for chunk in self._mine(self.active):
+                    self._predict(chunk, t, i == confidence_step)
+                    self.progress(len(chunk))
+            with self.team.phase():
+                for block in self.team.mine(blocks):
+                    self._step(block, i, t)
+
+    def decode(self) -> None:
+        """Latents of the tiles to 8-bit images, one by one."""
+        with self.team.phase():
+            for tile in self.team.mine(list(self.active)):
+                latents = torch.from_numpy(self._latents(tile))[None]
+                image = self.pipe.decode(latents.to(self.pipe.unet.device))[0].float().mul_(0.5).add_(0.5).mul_(255)
+                if not image.sum().isfinite():
+                    raise ValueError("the model's image holds NaN or infinite values: try dtype float32")
+                self.stores["decoded"][tile] = image.round_().byte().cpu().numpy()
+                self.progress(1)
+
+    def windows(self) -> Iterator[SceneWindow]:
+        """The scene, window by window, row by row."""
+        height, width = self.source.size
+        for row, column in blocks_of(Box(0, 0, height, width), WINDOW):
+            top, left = row * WINDOW, column * WINDOW
+            yield self._window(Box(top, left, min(top + WINDOW, height), min(left + WINDOW, width)))
+
+    def batches(self, tiles: Iterable[int]) -> list[list[int]]:
+        """What the model sees together: tiles of one size."""
+        batches, size_of = [], lambda tile: self.grid.boxes[tile].size
+        for _, same_size in groupby(sorted(tiles, key=size_of, reverse=True), key=size_of):
+            numbers = list(same_size)
+            starts = range(0, len(numbers), self.batch_size)
+            batches += [numbers[start : start + self.batch_size] for start in starts]
+        return batches
+
+    def _mine(self, tiles: Iterable[int]) -> list[list[int]]:
+        """This process's batches."""
+        return self.team.mine(self.batches(tiles))
+
+    def _on_ground(self, tile: int) -> Box:
+        return self.grid.boxes[tile].moved(*(-side for side in self.grid.origin))
+
+    def _read_tile(self, number: int) -> np.ndarray | None:
+        """SAR of a tile, None where it holds no valid pixel; what lies outside of the scene is not valid."""
+        box = self.grid.boxes[number].scaled(self.factor).moved(*self.offset)
+        inside = box.common(Box(0, 0, *self.source.size))
+        sar, valid = self.source.read(inside)
+        if not valid.any():
+            return None
+        if inside != box:
+            rows = inside.top - box.top, box.bottom - inside.bottom
+            columns = inside.left - box.left, box.right - inside.right
+            sar, valid = np.pad(sar, ((0, 0), rows, columns)), np.pad(valid, (rows, columns))
+        return fill_invalid(sar, valid)
+
+    def _latents(self, tile: int) -> np.ndarray:
+        """A tile's part of the canvas, C x h x w."""
+        box, store = self._on_ground(tile), self.stores["latents"]
+        values = np.empty((self.pipe.eo_channels, *box.size), np.float32)
+        for block in blocks_of(box, BLOCK):
+            corner = [number * BLOCK for number in block]
+            shared = box.common(Box(*corner, *(side + BLOCK for side in corner)))
+            values[shared.slices(*box[:2])] = store[block][0][shared.slices(*corner)]
+        return values
+
+    def _predict(self, chunk: list[int], t: torch.Tensor, keep_variance: bool) -> None:
+        """What the model predicts for some tiles at one step."""
+        pipe, device = self.pipe, self.pipe.unet.device
+        sar = torch.from_numpy(np.stack([self.stores["sar"][tile] for tile in chunk])).to(device)
+        latents = torch.from_numpy(np.stack([self._latents(tile) for tile in chunk])).to(device)
+        prediction, raw = pipe.predict(sar, latents, t.to(device), pipe.prompt_kwargs(len(chunk)))
+        for tile, values in zip(chunk, prediction.cpu().numpy(), strict=True):
+            self.stores["predictions"][tile] = values
+        if raw is not None and keep_variance:
+            abar = pipe.scheduler.alphas_cumprod[t]
+            variance = clean_variance(raw_to_variance(raw), abar, pipe.config.prediction_type)
+            for tile, values in zip(chunk, variance.cpu().numpy(), strict=True):
+                self.stores["variance"][tile] = values[None]
+
+    def _step(self, block: tuple[int, int], i: int, t: torch.Tensor) -> None:
+        """The scheduler's step for one block of the canvas, with the block's own noise."""
+        corner = tuple(number * BLOCK for number in block)
+        on_canvas = Box(*corner, *(side + BLOCK for side in corner)).moved(*self.grid.origin)
+        part = on_canvas.common(Box(0, 0, *self.grid.size))
+        prediction = np.zeros((1, self.pipe.eo_channels, BLOCK, BLOCK), np.float32)
+        blended = self.grid.blend(part, self.active, self.stores["predictions"].__getitem__)
+        prediction[part.slices(*on_canvas[:2])] = blended
+        # schedulers count their steps: a copy for every block keeps them at this one
+        scheduler, generator = copy.copy(self.pipe.scheduler), noise_generator(self.seed, i + 1, *block)
+        latents = torch.from_numpy(np.array(self.stores["latents"][block]))
+        stepped = scheduler.step(torch.from_numpy(prediction), t, latents, generator=generator, return_dict=False)[0]
+        self.stores["latents"][block] = stepped.numpy()
+
+    def _window(self, box: Box) -> SceneWindow:
+        valid = self.source.valid(box)
+        eo, maps = np.zeros((*box.size, 3), np.uint8), {}
+        if self.pipe.predicts_variance:
+            names = ["confidence", "expected_error"] if self.knots else ["confidence"]
+            maps = {name: np.full(box.size, np.nan, np.float32) for name in names}
+        if valid.any():
+            on_canvas = box.moved(*(-side for side in self.offset))
+            image = self.pixels.blend(on_canvas, self.active, self.stores["decoded"].__getitem__)
+            eo = np.moveaxis(np.rint(image, out=image).astype(np.uint8), 0, -1) * valid[..., None]
+            if maps:
+                confidence = self._confidence(on_canvas)
+                maps["confidence"][valid] = confidence[valid].numpy()
+            if self.knots:
+                maps["expected_error"][valid] = apply_calibration(confidence, self.knots, "expected_error")[valid]
+        return SceneWindow(box, eo, maps.get("confidence"), valid, maps.get("expected_error"))
+
+    def _confidence(self, box: Box) -> torch.Tensor:
+        """Confidence at the pixels of a rectangle: between latent pixels linear, as the pipeline has it."""
+        factor, (height, width) = self.factor, self.grid.size
+        around = Box(
+            box.top // factor - 1, box.left // factor - 1, -(-box.bottom // factor) + 1, -(-box.right // factor) + 1
+        )
+        inside = around.common(Box(0, 0, height, width))
+        variance = self.grid.blend(inside, self.active, self.stores["variance"].__getitem__)
+        variance = fill_invalid(variance, variance[0] > 0)  # where there is no tile
+        confidence = self.pipe.to_pixels(variance_to_confidence(torch.from_numpy(variance)))[0]
+        return confidence[box.slices(inside.top * factor, inside.left * factor)]
+
+
+def translate_windows(
+    image,
+    pipe: CDiffSETPipeline,
+    *,
+    valid=None,
+    origin: tuple[int, int] = (0, 0),
+    num_inference_steps: int | None = None,
+    seed: int = 0,
+    tile_size: int | None = None,
+    overlap: int | None = None,
+    batch_size: int = 4,
+    folder: Path | None = None,
+) -> Iterator[SceneWindow]:
+    """Translate a scene that is at hand as an array of any size, window by window.
+
+    Args:
+        image: H x W or H x W x bands (rioxarray: `.transpose("y", "x", "band")`), in the model's units: numpy, or what
+            is read window by window (memory maps, xarray, zarr), see `ArraySource`.
+        pipe: the model.
+        valid: bool H x W; by default where every band is finite, and not 0 in linear units.
+        origin: row and column of the first pixel on the ground: the same ground gets the same noise.
+        num_inference_steps: the model's own number when None.
+        seed: of the noise field.
+        tile_size, overlap: in pixels, multiples of `pipe.size_multiple`; see `tile_sides`.
+        batch_size: tiles that the model sees together.
+        folder: for what outgrows the memory; None keeps everything in memory, which then grows with the scene.
+
+    Raises:
+        ValueError: the image or an argument does not fit the model.
+    """
+    source = ArraySource(image, pipe.config.sar_transform, valid, origin)
+    steps = pipe.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
+    check_scene_model(pipe, steps, batch_size, seed)
+    grid = scene_grid(pipe, source, *tile_sides(pipe, tile_size, overlap))
+    canvas = SceneCanvas(source, pipe, steps, seed, grid, batch_size, Team(), folder, lambda passes: None)
+    canvas.run()
+    yield from canvas.windows()
+
+
+def check_scene_model(pipe: CDiffSETPipeline, steps: int, batch_size: int, seed: int) -> None:
+    """Refuse, before any work, what cannot translate a scene by blocks."""
+    pipe.check_inputs(steps, "np", [])
+    if batch_size < 1 or seed < 0:
+        raise ValueError(f"batch_size is {batch_size} and seed {seed}: expected at least 1, and at least 0")
+    if getattr(pipe.scheduler.config, "thresholding", False):
+        raise ValueError("the scheduler has thresholding=True, which looks at whole images: set it to False for scenes")

@@ -1,0 +1,349 @@
+"""SAR scenes in GeoTIFF: their bands, units, valid pixels and place on the ground."""
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import rasterio
+from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
+from rasterio.transform import from_origin
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window
+
+from c_diffset.files import image_kind
+from c_diffset.inference.canvas import fill_invalid
+from c_diffset.inference.tiles import Box
+from c_diffset.pipelines.pipeline_cdiffset import FULL_SCALE, count_bands
+from c_diffset.sar.radiometry import (
+    DARKEST,
+    LOWEST,
+    UNITS,
+    apply_scaling,
+    convert_units,
+    measured,
+    polarisation,
+    to_model,
+)
+from c_diffset.sar.speckle import HALO, refined_lee
+
+CACHE_BYTES = 32  # of GDAL's blocks, so none: with one, a disk that is full when it is flushed can crash the process
+SIDECARS = (".msk", ".ovr")  # files beside a TIFF that GDAL opens with it
+FILL_MARGIN = 13  # pixels around a window that missing pixels are filled from before speckle is filtered
+SAMPLES = 8  # windows along each axis that units are detected in
+
+
+@contextmanager
+def gdal() -> Iterator[None]:
+    """GDAL without a cache, warping by fixed blocks, so that no pixel depends on the window; errors as OSError."""
+    blocks = {"GDAL_VRT_WARP_USE_DATASET_RASTERIO": False}
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_TIFF_INTERNAL_MASK=True, **blocks):
+        try:
+            yield
+        except (RasterioError, CPLE_BaseError) as error:
+            raise OSError(str(error.__cause__ or error)) from error
+
+
+def open_raster(path: Path, mode: str = "r", **profile):
+    """`rasterio.open` for GeoTIFF alone (no VRT that points at other files), quiet where there are no coordinates.
+
+    Raises:
+        OSError: not a readable TIFF, or a file beside it that GDAL would open with it is none.
+    """
+    for sidecar in (Path(f"{path}{suffix}") for suffix in SIDECARS if mode == "r"):
+        if sidecar.is_file():
+            with open(sidecar, "rb") as file:
+                if image_kind(file.read(8)) != "tiff":
+                    raise OSError(f"{sidecar}, which belongs to the scene by its name, is not a TIFF: remove it")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return rasterio.open(path, mode, driver="GTiff", **profile)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """`gdal`, with errors that name the scene."""
+    try:
+        with gdal():
+            yield
+    except OSError as error:
+        raise OSError(f"{path}: not a readable GeoTIFF: {error}") from error
+
+
+class SarRaster:
+    """A GeoTIFF that a model can read window by window: a `Source` with a place on the ground.
+
+    Args:
+        path: a GeoTIFF, tiled or not, of any size.
+        sar_transform: of the model, see `sar_to_tensor`.
+        units: "display", "db", "power" or "amplitude"; detected where certain when None.
+        bands: names (polarisations, as the band descriptions have them) or numbers from 1, in the order of the model;
+            found by `sar_transform["bands"]` when None.
+        despeckle: filter speckle (refined Lee) before the model.
+        crs: warp to this coordinate system ("EPSG:32631"), from the scene's own or its ground control points.
+        resolution: pixel size after warping, in units of `crs`; that of the scene when None.
+        file: what is read in its place; errors speak of `path`.
+
+    Raises:
+        ValueError: units or bands are not certain, or do not fit the model; complex pixels; nothing to warp from.
+        OSError: not a readable GeoTIFF.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        sar_transform: dict,
+        units: str | None = None,
+        bands: list[str] | None = None,
+        despeckle: bool = False,
+        crs: str | None = None,
+        resolution: float | None = None,
+        file: Path | None = None,
+    ):
+        if units is not None and units not in UNITS:
+            raise ValueError(f"units is {units!r}: expected one of {UNITS}")
+        self.path, self.sar_transform, self.despeckle, self.units = path, sar_transform, despeckle, None
+        with reading(self.path):
+            self.raster = raster = open_raster(file or path)
+            self.dtype = np.dtype(raster.dtypes[0])
+            if self.dtype.kind == "c":
+                raise ValueError(f"{path}: complex pixels; expected detected ones (GRD, or the squared magnitude)")
+            count = sum(colour != ColorInterp.alpha for colour in raster.colorinterp)
+            self.bands = choose_bands(path, count, raster.descriptions[:count], sar_transform, bands)
+            self.tags = raster.tags()  # which a warped raster does not have
+            self.names = [raster.descriptions[band - 1] for band in self.bands]
+            self.scales = tuple(raster.scales[band - 1] for band in self.bands)
+            self.offsets = tuple(raster.offsets[band - 1] for band in self.bands)
+            self.scaled = set(self.scales) != {1.0} or set(self.offsets) != {0.0}
+            self.units = self._find_units(units, raster.units[self.bands[0] - 1])
+            self._check_units()
+            if crs is not None or resolution is not None:
+                zero_is_missing = self.units != "display" and not any(self.offsets)
+                self.raster = _warped(raster, crs, resolution, path, zero_is_missing)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.raster.height, self.raster.width
+
+    @property
+    def place(self) -> dict:
+        """What a raster on the same pixels needs: `crs` with `transform` or `gcps`, as far as there are any."""
+        gcps, gcps_crs = self.raster.gcps
+        if gcps:
+            return {"gcps": gcps, "crs": gcps_crs}
+        if self.raster.crs is None and self.raster.transform.is_identity:
+            return {}
+        return {"crs": self.raster.crs, "transform": self.raster.transform}
+
+    @property
+    def origin(self) -> tuple[int, int]:
+        """Row and column of the first pixel, counted from the origin of the coordinate system; (0, 0) if rotated."""
+        a, b, left, d, e, top = self.raster.transform[:6]
+        if b or d or not (a and e and all(map(math.isfinite, (a, e, left, top)))) or self.raster.gcps[0]:
+            return 0, 0
+        return math.floor(top / e + 0.5 + 1e-4), math.floor(left / a + 0.5 + 1e-4)
+
+    @property
+    def polarisations(self) -> list[str]:
+        """Of the bands that are read, as far as their descriptions name them."""
+        return [found for name in self.names if (found := polarisation(name))]
+
+    def read(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
+        """Channels x H x W in [-1, 1] as the model sees them, and bool H x W, True where valid.
+
+        Raises:
+            OSError: the file is truncated or damaged there.
+            ValueError: the values cannot be in the units.
+        """
+        with reading(self.path):
+            around = box if not self.despeckle else self._around(box)
+            values, valid = self._read(around)
+            if self.despeckle:
+                inside = box.slices(*around[:2])
+                values, valid = (self._filter(values, valid) if valid.any() else values)[inside], valid[inside]
+            try:
+                return to_model(np.moveaxis(self._to_model_units(values), 0, -1), valid, self.sar_transform)
+            except ValueError as error:
+                raise ValueError(f"{self.path}, rows {box.top} to {box.bottom}: {error}") from None
+
+    def valid(self, box: Box) -> np.ndarray:
+        """Bool H x W, True where `read` finds valid pixels.
+
+        Raises:
+            OSError: as `read`.
+        """
+        with reading(self.path):
+            return self._read(box)[1]
+
+    def _around(self, box: Box) -> Box:
+        margin = HALO + FILL_MARGIN
+        wider = Box(box.top - margin, box.left - margin, box.bottom + margin, box.right + margin)
+        return wider.common(Box(0, 0, *self.size))
+
+    def _read(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
+        """Bands x H x W in the scene's units, unscaled, and which pixels hold something."""
+        window = Window(box.left, box.top, box.size[1], box.size[0])
+        values = self.raster.read(self.bands, window=window)
+        valid, declared = np.ones(box.size, bool), False
+        if any(MaskFlags.all_valid not in self.raster.mask_flag_enums[band - 1] for band in self.bands):
+            valid, declared = (self.raster.read_masks(self.bands, window=window) > 0).all(axis=0), True
+        if ColorInterp.alpha in self.raster.colorinterp:  # which GDAL's masks heed in some files only
+            alpha = 1 + self.raster.colorinterp.index(ColorInterp.alpha)
+            valid, declared = valid & (self.raster.read(alpha, window=window) > 0), True
+        values = apply_scaling(values, self.scales, self.offsets)
+        if self.units != "display":
+            values = values.astype(np.float32, copy=False)
+        return values, valid & measured(values, self.units, declared)
+
+    def _filter(self, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """Refined Lee on power, whatever the units."""
+        power = convert_units(fill_invalid(values, valid), self.units, "power")
+        return convert_units(refined_lee(power), "power", self.units)
+
+    def _to_model_units(self, values: np.ndarray) -> np.ndarray:
+        wanted = self.sar_transform["units"]
+        values = convert_units(values, self.units, wanted)
+        return np.maximum(values, np.float32(DARKEST)) if wanted == "power" else values
+
+    def _find_units(self, units: str | None, declared: str | None) -> str:
+        """As told, or where only one answer is possible: declared dB, 8 bits, floats mostly below what power can be."""
+        if units in ("display", "db"):
+            return units
+        if units is None and (declared or "").strip().lower() in ("db", "decibel", "decibels"):
+            return "db"
+        if units is None and self.dtype == np.uint8 and not self.scaled:
+            return "display"
+        negative = self._mostly_negative() if self.dtype.kind == "f" or self.scaled else False
+        if units is not None and negative:
+            raise ValueError(
+                f"{self.path}: most pixels are below {LOWEST['power']}, but units is {units!r}: are they dB?"
+            )
+        if units is not None or negative:
+            return units or "db"
+        if negative is None:
+            return self.sar_transform["units"]  # no valid pixel: nothing to convert
+        found = f"{self.dtype} pixels" + ("" if self.dtype.kind != "f" else ", not mostly negative")
+        raise ValueError(
+            f"{self.path}: the units of its pixels ({found}) are not certain: say `units`, one of {', '.join(UNITS)} "
+            f"(this model reads {self.sar_transform['units']})"
+        )
+
+    def _mostly_negative(self) -> bool | None:
+        """Whether most pixels, fill values left out, are below what power can be; None where there are no others."""
+        for boxes in self._samples():
+            negative = count = 0
+            for box in boxes:
+                values, valid = self._read(box)
+                real = values[:, valid][0]
+                real = real[(real != 0) & (real > LOWEST["db"])]
+                negative, count = negative + np.count_nonzero(real < LOWEST["power"]), count + real.size
+            if count:
+                return 2 * negative > count
+        return None
+
+    def _samples(self) -> tuple[list[Box], list[Box]]:
+        """Windows spread over the scene; and those of all of it, for where the others hold nothing."""
+        height, width = self.size
+        few = [sorted({i * (side - 1) // (SAMPLES - 1) // 64 * 64 for i in range(SAMPLES)}) for side in self.size]
+        return tuple(
+            [Box(i, j, min(i + side, height), min(j + side, width)) for i in rows for j in columns]
+            for side, rows, columns in ((64, *few), (512, range(0, height, 512), range(0, width, 512)))
+        )
+
+    def _check_units(self) -> None:
+        """Refuse display values for a model that reads backscatter, and the other way round."""
+        wanted = self.sar_transform["units"]
+        if (self.units == "display") != (wanted == "display"):
+            raise ValueError(
+                f"{self.path}: pixels are {self.units}, but this model reads {wanted}: display values are not "
+                "calibrated, so neither follows from the other; use a model trained on such scenes"
+            )
+        if self.units == "display" and self.despeckle:
+            raise ValueError(f"{self.path}: display values have no speckle statistics: leave the speckle filter out")
+        if self.units == "display" and self.dtype.kind != "f" and self.dtype.name not in FULL_SCALE:
+            raise ValueError(f"{self.path}: display values of type {self.dtype}: expected uint8, uint16 or float")
+
+
+def choose_bands(
+    path: Path, count: int, descriptions: tuple, sar_transform: dict, asked: list[str] | None
+) -> list[int]:
+    """Numbers, from 1, of the bands that the model reads, in its order.
+
+    Raises:
+        ValueError: asked bands that the scene does not have, or no certain choice.
+    """
+    expected = count_bands(sar_transform["channels"])
+    names = [polarisation(text) or text for text in descriptions]
+    has = f"{path} has {count} band{'s' * (count > 1)} ({', '.join(map(str, names))})"
+    wanted = asked or sar_transform.get("bands")
+    if asked is not None and len(asked) != expected:
+        raise ValueError(f"{has}; this model reads {expected}, but `bands` names {len(asked)}: {asked}")
+    if asked is None and (wanted is None or not any(names)):
+        if count == expected and (expected == 1 or wanted is None):
+            return list(range(1, count + 1))
+        reads = f"{expected}" + ("" if wanted is None else f": {', '.join(wanted)}")
+        raise ValueError(f"{has}; this model reads {reads}: say which with `bands`, by name or number from 1")
+    chosen = []
+    for name in wanted:
+        same = [i for i, text in enumerate(descriptions, 1) if (text or "").upper() == name.upper()]
+        found = same or [i for i, text in enumerate(names, 1) if (text or "").upper() == name.upper()]
+        if not found and asked is not None and name.isdecimal() and 1 <= int(name) <= count:
+            found = [int(name)]
+        if len(found) > 1:
+            raise ValueError(f"{has}, and {len(found)} of them are {name}: say which with `bands`, by number from 1")
+        if not found:
+            hint = "" if asked is not None else ", which this model was trained on; `bands` chooses another"
+            raise ValueError(f"{has}, but no band {name}{hint}")
+        chosen += found
+    return chosen
+
+
+def _warped(
+    raster: rasterio.DatasetReader, crs: str | None, resolution: float | None, path: Path, zero_is_missing: bool
+) -> rasterio.DatasetReader:
+    """The raster on another grid, read through GDAL's warper: bilinear, and exact at ground control points."""
+    if resolution is not None and not 0 < resolution < math.inf:
+        raise ValueError(f"resolution is {resolution}: expected a pixel size above 0, in units of `crs`")
+    gcps, gcps_crs = raster.gcps
+    source = gcps_crs if gcps else raster.crs
+    if source is None:
+        raise ValueError(f"{path}: neither a coordinate system nor ground control points to warp it from")
+    try:
+        target = CRS.from_user_input(crs or source)
+    except CRSError as error:
+        raise ValueError(f"crs is {crs!r}: {error}") from None
+    options = _missing(raster, zero_is_missing) | ({"SRC_METHOD": "GCP_TPS"} if gcps else {})
+    warped = WarpedVRT(raster, crs=target, resampling=Resampling.bilinear, **options)
+    return warped if resolution is None else _resized(warped, resolution, path)
+
+
+def _resized(warped: WarpedVRT, resolution: float, path: Path) -> rasterio.DatasetReader:
+    """A warped raster with another pixel size, in its XML: where a `WarpedVRT` is told its grid, it drops the GCPs."""
+    root = ElementTree.fromstring(warped.tags(ns="xml:VRT")["xml:VRT"])
+    left, bottom, right, top = warped.bounds
+    left, top = math.floor(left / resolution) * resolution, math.ceil(top / resolution) * resolution  # one grid for all
+    transform = from_origin(left, top, resolution, resolution)
+    root.set("rasterXSize", str(max(1, math.ceil((right - left) / resolution))))
+    root.set("rasterYSize", str(max(1, math.ceil((top - bottom) / resolution))))
+    for name, grid in (("GeoTransform", transform), ("DstGeoTransform", transform), ("DstInvGeoTransform", ~transform)):
+        next(root.iter(name)).text = ", ".join(map(repr, grid.to_gdal()))
+    file = next(root.iter("SourceDataset"))
+    file.text = str(Path(warped.src_dataset.name).absolute())
+    file.set("relativeToVRT", "0")
+    return rasterio.open(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _missing(raster: rasterio.DatasetReader, zero_is_missing: bool) -> dict:
+    """How warped pixels say that they hold nothing."""
+    if raster.nodata is not None or ColorInterp.alpha in raster.colorinterp:
+        return {}
+    if zero_is_missing and MaskFlags.all_valid in raster.mask_flag_enums[0]:
+        return {"src_nodata": 0, "nodata": 0}
+    return {"add_alpha": True}

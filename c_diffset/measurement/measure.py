@@ -1,0 +1,184 @@
+"""Translate pairs and measure every image, beside floors and a ceiling: what validation and the report are made of."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby, islice
+
+import lpips
+import numpy as np
+import torch
+from torch import Tensor
+
+from c_diffset.data.batches import pair_to_tensors
+from c_diffset.data.pairs import Pair
+from c_diffset.measurement.metrics import measure
+from c_diffset.noise import noise_generator
+from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+
+MIN_VALID = 0.5  # crops with a smaller valid fraction are left out
+
+
+@dataclass
+class PairResult:
+    """One evaluated image: its metrics, and float tensors on the CPU.
+
+    `sar`, `generated`, `eo`: 3 x H x W in [0, 1], SAR in grey, nodata black; `confidence`: H x W in (0, 1] or None;
+    `mask`: H x W, bool, True = valid, or None where every pixel is; `expected_error` (levels) and `error_probability`:
+    H x W, or None without a calibration; `spread`: H x W, levels, of further samples, or None; `discrepancy`: H x W,
+    bool, or None.
+    """
+
+    id: str
+    metrics: dict[str, float]
+    sar: Tensor
+    generated: Tensor
+    eo: Tensor
+    confidence: Tensor | None
+    mask: Tensor | None = None
+    expected_error: Tensor | None = None
+    error_probability: Tensor | None = None
+    spread: Tensor | None = None
+    discrepancy: Tensor | None = None
+
+    @property
+    def pictures(self) -> list[Tensor | None]:
+        """The row of `make_grid`, under `GRID_LABELS`."""
+        return [self.sar, self.generated, self.eo, self.confidence]
+
+
+def evaluate_pairs(
+    pipe: CDiffSETPipeline,
+    pairs: Iterable[Pair],
+    num_inference_steps: int | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    lpips_model: lpips.LPIPS | None = None,
+    spread_samples: int = 0,
+) -> Iterator[PairResult]:
+    """Translate and measure pairs, one result at a time.
+
+    The noise of an image depends on `seed` and on its place in `pairs` alone: not on the batch size. Generated images
+    are rounded to 8 bits before they are measured, as they would be in a file. Neighbours of one size share a batch.
+    `spread` is that of `spread_samples` further samples, which the image itself is not one of.
+
+    Raises:
+        ValueError: a pair that does not fit the model, or NaN out of the model; the message names the pair.
+    """
+    device, number = pipe.device, 0
+    for batch in _batches(pairs, batch_size):
+        tensors = [pair_to_tensors(pair, pipe.config.sar_transform) for pair in batch]
+        generators = [noise_generator(seed, number + i) for i in range(len(batch))]
+        options = {"num_inference_steps": num_inference_steps, "generator": generators, "output_type": "pt"}
+        output = pipe([pair.sar for pair in batch], **options)
+        for pair, image in zip(batch, output.images, strict=True):
+            if not torch.isfinite(image).all():
+                raise ValueError(f"pair {pair.id}: the model's image holds NaN or infinite values")
+        generated = (output.images * 255).round() / 255
+        eo = torch.stack([item["eo"] for item in tensors]) * 0.5 + 0.5
+        sar = torch.stack([_grey(item["sar"]) for item in tensors])
+        mask = _stack_masks(tensors)
+        if mask is not None:  # nodata is black in pictures and features too
+            generated, eo, sar = generated * mask, eo * mask, sar * mask
+        on_device = [None if x is None else x.to(device) for x in (generated, eo, sar, output.confidence, mask)]
+        maps = {"confidence": output.confidence, "mask": None if mask is None else mask[:, 0].bool()}
+        maps |= {"expected_error": output.expected_error, "error_probability": output.error_probability}
+        if spread_samples:
+            maps["spread"] = pipe([pair.sar for pair in batch], **options, ensemble_size=spread_samples).spread
+        for i, metrics in enumerate(measure(*on_device, lpips_model=lpips_model)):
+            own = {name: None if x is None else x[i] for name, x in maps.items()}
+            known = batch[i].discrepancy
+            own["discrepancy"] = None if known is None else torch.from_numpy(known)
+            yield PairResult(batch[i].id, metrics, sar[i], generated[i], eo[i], **own)
+        number += len(batch)
+
+
+def _batches(pairs: Iterable[Pair], batch_size: int) -> Iterator[list[Pair]]:
+    for _, same_size in groupby(pairs, key=lambda pair: pair.eo.shape[:2]):
+        while batch := list(islice(same_size, batch_size)):
+            yield batch
+
+
+def _grey(sar: Tensor) -> Tensor:
+    """The model's first SAR channel, [-1, 1] to [0, 1], as a grey image 3 x H x W."""
+    return (sar[:1] * 0.5 + 0.5).expand(3, -1, -1)
+
+
+def _stack_masks(tensors: list[dict[str, Tensor]]) -> Tensor | None:
+    """B x 1 x H x W, or None where no image has a mask."""
+    if not any("mask" in item for item in tensors):
+        return None
+    return torch.stack([item.get("mask", torch.ones_like(item["eo"][:1])) for item in tensors])
+
+
+def crop_pairs(pairs: Iterable[Pair], size: int) -> Iterator[Pair]:
+    """Cut pairs into crops of `size` x `size` that do not overlap, from the top left.
+
+    What remains at the right and below is not used, nor are crops of which less than half is valid. Ids become
+    `ID_ROW_COLUMN`, the position in pixels.
+
+    Raises:
+        ValueError: an image is smaller than `size`.
+    """
+    for pair in pairs:
+        height, width = pair.eo.shape[:2]
+        if min(height, width) < size:
+            raise ValueError(f"pair {pair.id} is {height} x {width}, smaller than crop_size {size}: lower crop_size")
+        for top in range(0, height - size + 1, size):
+            for left in range(0, width - size + 1, size):
+                window = (slice(top, top + size), slice(left, left + size))
+                mask, known = (None if x is None else x[window] for x in (pair.mask, pair.discrepancy))
+                if mask is None or mask.mean() >= MIN_VALID:
+                    yield Pair(pair.sar[window], pair.eo[window], mask, f"{pair.id}_{top}_{left}", known)
+
+
+def mean_metrics(rows: list[dict]) -> dict[str, float]:
+    """The mean over images of every metric; `rows` may hold an `id` beside them."""
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0] if name != "id"}
+
+
+def mean_colour_of(pairs: Iterable[Pair]) -> list[float]:
+    """The mean EO colour (r, g, b in [0, 1]) of valid pixels, then of pairs. Take it from the training split."""
+    colours = []
+    for pair in pairs:
+        pixels = pair.eo.reshape(-1, 3) if pair.mask is None else pair.eo[pair.mask]
+        colours.append(pixels.mean(0, dtype=np.float64) / np.iinfo(pair.eo.dtype).max)
+    return np.mean(colours, axis=0).tolist()
+
+
+def floors_and_ceiling(
+    pairs: Iterable[Pair],
+    pipe: CDiffSETPipeline,
+    mean_colour: list[float] | None,
+    lpips_model: lpips.LPIPS | None = None,
+) -> tuple[dict[str, dict[str, float]], dict[str, float] | None]:
+    """What no model should fall below, and what none can rise above in this latent space, in one pass over the pairs.
+
+    Args:
+        mean_colour: r, g, b in [0, 1], known without looking at `pairs`; None leaves this floor out.
+
+    Returns:
+        Mean metrics of the SAR image copied to grey (`sar_grey`) and of one colour everywhere (`mean_colour`); and
+        those of the true EO image, encoded and decoded; None in pixel space.
+    """
+    rows: dict[str, list[dict[str, float]]] = {}
+    for pair in pairs:
+        tensors = pair_to_tensors(pair, pipe.config.sar_transform)
+        true, sar = tensors["eo"][None].to(pipe.device), _grey(tensors["sar"])[None].to(pipe.device)
+        eo, mask = true * 0.5 + 0.5, tensors["mask"][None].to(pipe.device) if "mask" in tensors else None
+        predictions = {"sar_grey": sar}
+        if mean_colour is not None:
+            predictions["mean_colour"] = eo.new_tensor(mean_colour).view(1, 3, 1, 1).expand_as(eo)
+        if pipe.vae is not None:
+            predictions["autoencoder"] = round_trip(pipe, true)
+        for name, prediction in predictions.items():
+            rows.setdefault(name, []).extend(measure(prediction, eo, sar, mask=mask, lpips_model=lpips_model))
+    means = {name: mean_metrics(measured) for name, measured in rows.items()}
+    ceiling = means.pop("autoencoder", None)
+    return means, ceiling
+
+
+def round_trip(pipe: CDiffSETPipeline, images: Tensor) -> Tensor:
+    """Images B x 3 x H x W in [-1, 1], encoded and decoded as the pipeline does, to [0, 1], rounded to 8 bits."""
+    height, width = images.shape[-2:]
+    decoded = pipe.decode(pipe.encode(pipe.pad(images)).float())[..., :height, :width].float()
+    return ((decoded * 0.5 + 0.5) * 255).round() / 255

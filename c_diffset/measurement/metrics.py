@@ -1,0 +1,185 @@
+"""Metrics of generated EO images. The convention of each is in its docstring, and in short in `CONVENTIONS`.
+
+Images are float tensors B x 3 x H x W in [0, 1]; masks B x 1 x H x W, 1 = valid and 0 = not. Metrics of single images
+return a tensor (B,). Under a mask, means run over the valid pixels (or over the windows with a valid centre).
+"""
+
+import lpips
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CONVENTIONS = {
+    "psnr": "dB, data range 1, of each image, then the mean; at most 100; higher is better",
+    "ssim": "data range 1, Gaussian window of 11 pixels, sigma 1.5, no padding (as scikit-image); higher is better",
+    "scc": "spatial correlation: Laplacian high pass, windows of 8 pixels (as torchmetrics, sewar); higher is better",
+    "lpips": "version 0.1, the net is in the name, images in [-1, 1]; lower is better",
+    "bias": "generated minus EO, mean of each channel (r, g, b) in 8-bit levels; 0 is best",
+    "copy_ratio": "mean|generated - SAR| / mean|generated - EO|; near 0 for a copy of the input, so higher is better",
+    "confidence_spearman": "rank correlation over pixels of confidence and absolute error; negative is right",
+    "fid": "Frechet distance of pytorch-fid's Inception features; too high below some thousand images; lower is better",
+    "kid": "unbiased, cubic kernel, the same features, 100 subsets of at most 1000; may be below 0; lower is better",
+    "fid_lpips": "as fid, on the deepest normalised LPIPS features, averaged: no published figure compares with it",
+    "kid_lpips": "as kid, on the deepest normalised LPIPS features, averaged: no published figure compares with it",
+}
+
+
+def convention(metric: str) -> str:
+    """The convention of a metric by its full name, such as "lpips_squeeze" or "bias_r"."""
+    return CONVENTIONS[max((name for name in CONVENTIONS if metric.startswith(name)), key=len)]
+
+
+# ------------------------------------------------------------------------------------------------- single images
+
+
+def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over channels and valid pixels: B x C x H x W to (B,)."""
+    if mask is None:
+        return values.mean((1, 2, 3))
+    return (values * mask).sum((1, 2, 3)) / (mask.sum((1, 2, 3)) * values.shape[1])
+
+
+def _filter(images: Tensor, kernel: Tensor) -> Tensor:
+    """Correlate every channel with a kernel h x w, without padding."""
+    channels = images.shape[1]
+    return F.conv2d(images, kernel.to(images).expand(channels, 1, *kernel.shape), groups=channels)
+
+
+def psnr(generated: Tensor, eo: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Peak signal-to-noise ratio in dB, data range 1. The squared error is at least 1e-10: equal images give 100 dB."""
+    return -10 * torch.log10(_mean((generated - eo) ** 2, mask).clamp_min(1e-10))
+
+
+def ssim(generated: Tensor, eo: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Structural similarity (Wang et al., 2004): data range 1, K = (0.01, 0.03), mean over channels.
+
+    The Gaussian window has 11 pixels and sigma 1.5, and lies within the image: the least size is 11 x 11.
+    """
+    taps = torch.exp(-((torch.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    window = torch.outer(taps, taps) / taps.sum() ** 2
+    mean_x, mean_y = _filter(generated, window), _filter(eo, window)
+    variance_x = _filter(generated**2, window) - mean_x**2
+    variance_y = _filter(eo**2, window) - mean_y**2
+    covariance = _filter(generated * eo, window) - mean_x * mean_y
+    luminance = (2 * mean_x * mean_y + 0.01**2) / (mean_x**2 + mean_y**2 + 0.01**2)
+    structure = (2 * covariance + 0.03**2) / (variance_x + variance_y + 0.03**2)
+    return _mean(luminance * structure, None if mask is None else mask[..., 5:-5, 5:-5])
+
+
+def scc(generated: Tensor, eo: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Spatial correlation coefficient (Zhou et al., 1998): local correlation of the high-pass images, in [-1, 1].
+
+    Laplacian of 3 x 3 with mirrored borders, then correlation in windows of 8 x 8 with zeros outside, mean over
+    channels and pixels, as torchmetrics and sewar have it. A window in which either image is flat counts as 0.
+    """
+    laplacian = torch.full((3, 3), -1.0)
+    laplacian[1, 1] = 8.0
+    window = torch.full((8, 8), 1 / 64)
+    x, y = (F.pad(_filter(F.pad(im, (1,) * 4, mode="replicate"), laplacian), (4, 3, 4, 3)) for im in (generated, eo))
+    mean_x, mean_y = _filter(x, window), _filter(y, window)
+    variance_x = _filter(x**2, window) - mean_x**2
+    variance_y = _filter(y**2, window) - mean_y**2
+    covariance = _filter(x * y, window) - mean_x * mean_y
+    flat = torch.minimum(variance_x, variance_y) < 1e-9  # far below one 8-bit level in one pixel of the window
+    correlation = covariance / torch.sqrt(variance_x * variance_y).masked_fill(flat, 1.0)
+    return _mean(correlation.masked_fill(flat, 0.0), mask)
+
+
+def mean_colour_bias(generated: Tensor, eo: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean of generated - EO by channel, signed, in 8-bit levels: B x 3."""
+    difference = 255 * (generated - eo)
+    return torch.stack([_mean(difference[:, i : i + 1], mask) for i in range(3)], dim=1)
+
+
+def copy_ratio(generated: Tensor, eo: Tensor, sar: Tensor, mask: Tensor | None = None) -> Tensor:
+    """mean|generated - SAR| / mean|generated - EO|: 0 for a copy of the input, large for a good translation.
+
+    `sar`: B x 3 x H x W in [0, 1], the SAR image in grey.
+    """
+    return _mean((generated - sar).abs(), mask) / _mean((generated - eo).abs(), mask).clamp_min(1e-6)
+
+
+def spearman(a: Tensor, b: Tensor) -> float:
+    """Rank correlation of two tensors of one size, ties at their mean rank; 0 where one of them is constant."""
+    ranks = []
+    for values in (a, b):
+        _, inverse, counts = torch.unique(values.flatten(), return_inverse=True, return_counts=True)
+        rank = (counts.cumsum(0) - (counts - 1) / 2).double()[inverse]
+        ranks.append(rank - rank.mean())
+    norm = ranks[0].norm() * ranks[1].norm()
+    return (ranks[0].dot(ranks[1]) / norm).item() if norm > 0 else 0.0
+
+
+@torch.no_grad()
+def measure(
+    generated: Tensor,
+    eo: Tensor,
+    sar: Tensor,
+    confidence: Tensor | None = None,
+    mask: Tensor | None = None,
+    lpips_model: lpips.LPIPS | None = None,
+) -> list[dict[str, float]]:
+    """All metrics of single images, one dictionary for each image of the batch.
+
+    Invalid pixels are made black in all three images first, so that what lies there cannot count.
+
+    Args:
+        generated, eo, sar: B x 3 x H x W in [0, 1]; SAR in grey.
+        confidence: B x H x W, adds `confidence_spearman` (against the absolute error, mean over channels).
+        mask: B x 1 x H x W, 1 = valid.
+        lpips_model: as `load_lpips` gives it; adds `lpips_NET`.
+    """
+    if mask is not None:
+        generated, eo, sar = generated * mask, eo * mask, sar * mask
+    bias = mean_colour_bias(generated, eo, mask)
+    columns = {
+        "psnr": psnr(generated, eo, mask),
+        "ssim": ssim(generated, eo, mask),
+        "scc": scc(generated, eo, mask),
+        "bias_r": bias[:, 0],
+        "bias_g": bias[:, 1],
+        "bias_b": bias[:, 2],
+        "copy_ratio": copy_ratio(generated, eo, sar, mask),
+    }
+    if lpips_model is not None:
+        columns[f"lpips_{lpips_model.pnet_type}"] = lpips_model(generated * 2 - 1, eo * 2 - 1).flatten()
+    rows = [{name: column[i].item() for name, column in columns.items()} for i in range(len(eo))]
+    if confidence is not None:
+        error = (generated - eo).abs().mean(1)
+        for i, row in enumerate(rows):
+            valid = ... if mask is None else mask[i, 0] > 0
+            row["confidence_spearman"] = spearman(confidence[i][valid], error[i][valid])
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------- distributions
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Frechet distance of the Gaussians fitted to features N x D and M x D, N and M at least 2 (Heusel et al., 2017).
+
+    The trace of the root of the product of both covariances is the sum of the singular values of R_a R_b^T, where
+    R^T R is a covariance; unlike the root of the product itself, that holds with fewer images than features too.
+    """
+    a, b = a.double(), b.double()
+    root_a, root_b = (torch.linalg.qr(x - x.mean(0), mode="r").R / (len(x) - 1) ** 0.5 for x in (a, b))
+    cross = torch.linalg.svdvals(root_a @ root_b.T).sum()
+    return ((a.mean(0) - b.mean(0)).square().sum() + root_a.square().sum() + root_b.square().sum() - 2 * cross).item()
+
+
+def kernel_distance(a: Tensor, b: Tensor, subset_size: int = 1000, subsets: int = 100, seed: int = 0) -> float:
+    """Unbiased squared MMD of features N x D and M x D under the kernel (x.y / D + 1)^3: KID (Binkowski et al., 2018).
+
+    The mean over random subsets, or one computation where the sets are no larger than a subset. It can be negative.
+    """
+    a, b = a.double(), b.double()
+    size = min(subset_size, len(a), len(b))
+    rng = np.random.default_rng(seed)
+    distances = []
+    for _ in range(1 if size == len(a) == len(b) else subsets):
+        x, y = (f[torch.from_numpy(rng.choice(len(f), size, replace=False)).to(f.device)] for f in (a, b))
+        xx, yy, xy = ((p @ q.T / a.shape[1] + 1) ** 3 for p, q in ((x, x), (y, y), (x, y)))
+        within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (size * (size - 1))
+        distances.append((within - 2 * xy.mean()).item())
+    return float(np.mean(distances))

@@ -1,0 +1,130 @@
+"""Pretrained networks that measure images: LPIPS, and the Inception network of FID and KID."""
+
+import pickle
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlparse
+
+import lpips
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+INCEPTION_URL = (
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
+)
+LPIPS_TRUNKS = {"alex": "AlexNet_Weights", "squeeze": "SqueezeNet1_1_Weights", "vgg": "VGG16_Weights"}
+
+
+def _read_weights(path: str | Path, model: nn.Module) -> None:
+    """Load a complete state dict from a local file; the file can hold nothing but tensors."""
+    try:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (RuntimeError, pickle.UnpicklingError, EOFError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: expected a state dict of {type(model).__name__}, saved by torch: {error}") from error
+
+
+def _hub_weights(url: str, download: bool) -> dict[str, Tensor]:
+    """Weights from torch's cache, or downloaded with the hash in their name checked. OSError without either."""
+    cached = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
+    if not download and not cached.exists():
+        raise FileNotFoundError(f"{cached.name} is not in {cached.parent}, and downloads are off")
+    return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+
+
+def load_lpips(net: str = "squeeze", weights: str | Path | None = None, download: bool = True) -> lpips.LPIPS:
+    """LPIPS (Zhang et al., 2018), version 0.1; call it with images in [-1, 1].
+
+    Args:
+        net: "alex", "squeeze" or "vgg".
+        weights: a file with the complete state dict, trunk and linear heads; by default torchvision's trunk, from
+            torch's cache or downloaded, with the heads that the package lpips contains.
+        download: False reads torch's cache only.
+
+    Raises:
+        ValueError: an unknown net, or a file that does not fit it.
+        OSError: no file, and no download.
+    """
+    if net not in LPIPS_TRUNKS:
+        raise ValueError(f"LPIPS net {net!r}, expected one of {', '.join(LPIPS_TRUNKS)}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # lpips calls torchvision with a deprecated argument
+        model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+    if weights is not None:
+        _read_weights(weights, model)
+    else:
+        trunk = _hub_weights(torchvision.models.get_weight(f"{LPIPS_TRUNKS[net]}.IMAGENET1K_V1").url, download)
+        names = {name: "features." + name.split(".", 1)[1] for name in model.net.state_dict()}
+        model.net.load_state_dict({name: trunk[source] for name, source in names.items()})
+    return model.eval().requires_grad_(False)
+
+
+def lpips_features(model: lpips.LPIPS) -> Callable[[Tensor], Tensor]:
+    """A function from images B x 3 x H x W in [0, 1] to features B x D of the LPIPS trunk.
+
+    The deepest activations, of unit length at every pixel as LPIPS compares them, averaged over the image, and times
+    sqrt(D), so that features are of order 1, as the kernel of KID expects.
+    """
+
+    @torch.no_grad()
+    def features(images: Tensor) -> Tensor:
+        deepest = model.net(model.scaling_layer(images * 2 - 1))[-1]
+        return F.normalize(deepest, dim=1).mean((2, 3)) * deepest.shape[1] ** 0.5
+
+    return features
+
+
+def load_inception(weights: str | Path | None = None, download: bool = True) -> nn.Module:
+    """The Inception network that FID is defined by, with the weights and conventions of pytorch-fid.
+
+    Args:
+        weights: pytorch-fid's `pt_inception-2015-12-05-6726825d.pth`; by default from torch's cache or downloaded.
+        download: False reads torch's cache only.
+
+    Returns:
+        A module from images B x 3 x H x W in [0, 1] to features B x 2048.
+
+    Raises:
+        ValueError: a file that does not fit. OSError: no file, and no download.
+    """
+    net = torchvision.models.inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False)
+    if weights is not None:
+        _read_weights(weights, net)
+    else:
+        net.load_state_dict(_hub_weights(INCEPTION_URL, download))
+    return InceptionFeatures(net).eval().requires_grad_(False)
+
+
+class InceptionFeatures(nn.Module):
+    """torchvision's Inception v3, changed to the TensorFlow graph of 2015 that FID was published with.
+
+    That graph leaves the padding out of its averages, and takes the maximum in its last block.
+    """
+
+    def __init__(self, net: torchvision.models.Inception3):
+        super().__init__()
+        for name, block in net.named_children():
+            if hasattr(block, "branch_pool"):
+                _replace_pooling(block, "max" if name == "Mixed_7c" else "average")
+        net.fc = nn.Identity()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images B x 3 x H x W in [0, 1] to features B x 2048."""
+        return self.net(F.interpolate(images, size=(299, 299), mode="bilinear", align_corners=False) * 2 - 1)
+
+
+def _replace_pooling(block: nn.Module, kind: str) -> None:
+    """Compute the last of the block's branches, the pooled one, anew with another pooling."""
+    branches = block._forward
+
+    def forward(x: Tensor) -> list[Tensor]:
+        if kind == "max":
+            pooled = F.max_pool2d(x, 3, stride=1, padding=1)
+        else:
+            pooled = F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+        return [*branches(x)[:-1], block.branch_pool(pooled)]
+
+    block._forward = forward

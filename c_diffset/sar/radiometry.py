@@ -1,0 +1,77 @@
+"""SAR radiometry: units, stored values to units, what counts as measured, polarisations."""
+
+import re
+
+import numpy as np
+
+from c_diffset.pipelines.pipeline_cdiffset import sar_to_tensor
+
+UNITS = ("display", "db", "power", "amplitude")
+POLARISATIONS = ("VV", "VH", "HH", "HV")
+LOWEST = {"db": -90, "power": -1, "amplitude": 0}  # nothing measures so little: such values stand for missing ones
+DARKEST = 1e-10  # power that noise removal left at or below zero
+_POLARISATION = re.compile(rf"(?<![A-Z])({'|'.join(POLARISATIONS)})(?![A-Z])")
+
+
+def polarisation(description: str | None) -> str | None:
+    """VV, VH, HH or HV where a band's description names just one ("VV", "Sigma0_VH_db"; not "VV/VH")."""
+    found = set(_POLARISATION.findall((description or "").upper()))
+    return found.pop() if len(found) == 1 else None
+
+
+def apply_scaling(values: np.ndarray, scales: tuple[float, ...], offsets: tuple[float, ...]) -> np.ndarray:
+    """Stored values, bands x H x W, to what a TIFF's scale and offset say they stand for.
+
+    Values of a band with scale 1 and offset 0 in every band come back as they are, others as float32.
+    """
+    if set(scales) == {1.0} and set(offsets) == {0.0}:
+        return values
+    scale, offset = np.array([scales, offsets], np.float32)[:, :, None, None]
+    with np.errstate(over="ignore"):
+        return values * scale + offset
+
+
+def measured(values: np.ndarray, units: str | None, nodata_declared: bool) -> np.ndarray:
+    """Bool H x W: where values, bands x H x W in `units`, can be measurements in every band.
+
+    NaN, infinity and what lies below `LOWEST` cannot; nor can zero power. Pixels of 0 dB in all bands stand for
+    missing ones unless the file declares by itself what is missing.
+    """
+    valid = np.isfinite(values).all(axis=0)
+    if units in LOWEST:
+        valid &= (values > LOWEST[units]).all(axis=0)
+    if units == "power":
+        valid &= (values != 0).all(axis=0)
+    if units == "db" and not nodata_declared:
+        valid &= (values != 0).any(axis=0)
+    return valid
+
+
+def convert_units(values: np.ndarray, source: str, target: str) -> np.ndarray:
+    """Backscatter from one of "db", "power", "amplitude" to another, float32; the same units come back as they are."""
+    if source == target:
+        return values
+    with np.errstate(over="ignore", invalid="ignore"):
+        power = {"db": lambda: 10 ** (values / 10), "amplitude": lambda: values**2, "power": lambda: values}[source]()
+        if target == "db":
+            return 10 * np.log10(np.maximum(power, DARKEST))
+    return power if target == "power" else np.sqrt(np.maximum(power, DARKEST))
+
+
+def to_model(image: np.ndarray, valid: np.ndarray | None, sar_transform: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Values H x W (x bands) in the model's units, to channels x H x W in [-1, 1] and bool H x W, True where valid.
+
+    Pixels that are not finite in every band, or 0 in linear units, are not valid; nor are those that `valid` rules out.
+    """
+    bands = image.reshape(*image.shape[:2], -1)
+    good = np.isfinite(bands).all(axis=2)
+    if sar_transform["units"] in ("power", "amplitude"):
+        good &= (bands != 0).all(axis=2)
+    if valid is not None:
+        good &= valid
+    if not good.any():
+        return np.full((len(sar_transform["channels"]), *good.shape), -1, np.float32), good
+    if not good.all():
+        image = image.copy()
+        image[~good] = image[good].min(axis=0)
+    return sar_to_tensor(image, sar_transform).numpy(), good

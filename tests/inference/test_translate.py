@@ -1,0 +1,130 @@
+"""From files to files."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import rasterio
+from diffusers import AutoencoderTiny
+from rasterio.transform import from_origin
+
+from c_diffset.cli import main
+from c_diffset.inference.inputs import find_inputs
+from c_diffset.inference.translate import translate
+from tests.conftest import tiny_taesd
+
+
+@pytest.fixture
+def model(make_pipe, tmp_path) -> str:
+    transform = {"units": "display", "range": [0.0, 1.0], "channels": [0, 0, 0]}
+    make_pipe("pixel", sar_transform=transform).save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Two PNG of one size, a JPEG and a georeferenced TIFF of others."""
+    folder = tmp_path / "sar"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, size in (("a.png", (16, 16)), ("b.png", (16, 16)), ("c.jpg", (12, 20))):
+        PIL.Image.fromarray(rng.integers(1, 255, size, dtype=np.uint8)).save(folder / name)
+    place = dict(crs="EPSG:32631", transform=from_origin(500_000, 4_000_000, 10, 10))
+    with rasterio.open(folder / "d.tif", "w", height=16, width=24, count=1, dtype="uint8", **place) as raster:
+        raster.write(rng.integers(1, 255, (1, 16, 24), dtype=np.uint8))
+    return folder
+
+
+def test_images_come_out_under_the_same_names_and_sizes(model, images, tmp_path):
+    out = tmp_path / "out"
+    result = translate([str(images)], model, str(out), confidence=True)
+    assert not result.failed and len(result.written) == 4
+    assert {path.name for path in out.iterdir()} == {
+        *("a.png", "b.png", "c.jpg", "d.tif", "d_confidence.tif", "manifest.jsonl"),
+        *(f"{name}_confidence.png" for name in "abc"),
+    }
+    for name in ("a.png", "b.png", "c.jpg"):
+        with PIL.Image.open(out / name) as eo, PIL.Image.open(images / name) as sar:
+            assert eo.mode == "RGB" and eo.size == sar.size
+    with rasterio.open(out / "d.tif") as eo, rasterio.open(images / "d.tif") as sar:
+        assert (eo.count, eo.dtypes[0], eo.shape) == (3, "uint8", sar.shape)
+        assert eo.crs == sar.crs and eo.transform == sar.transform
+    with PIL.Image.open(out / "a_confidence.png") as confidence:
+        values = np.asarray(confidence)
+    assert values.shape == (16, 16) and 0 < values.min() <= values.max() <= 65535
+
+
+def test_neither_batch_nor_company_changes_an_image(model, images, tmp_path):
+    translate([str(images)], model, str(tmp_path / "all"), batch_size=4)
+    translate([str(images / "b.png")], model, str(tmp_path / "one"), batch_size=1)
+    together, alone = (np.asarray(PIL.Image.open(tmp_path / name / "b.png")).astype(int) for name in ("all", "one"))
+    assert abs(together - alone).max() <= 1
+
+
+def test_unreadable_files_do_not_stop_the_others(model, images, tmp_path, capsys):
+    (images / "b.png").write_bytes((images / "b.png").read_bytes()[:80])
+    PIL.Image.fromarray(np.zeros((16, 16), np.uint8)).save(images / "black.png")
+    status = main(["translate", str(images), "--model", model, "--output", str(tmp_path / "out")])
+    assert status == 1
+    errors = capsys.readouterr().err
+    assert "b.png" in errors and "black.png" in errors and "all-black" in errors
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png", "c.jpg", "d.tif", "manifest.jsonl"}
+
+
+def test_finished_images_are_skipped_and_overwritten_on_demand(model, images, tmp_path):
+    out = tmp_path / "out"
+    first = translate([str(images / "a.png")], model, str(out))
+    before = (out / "a.png").read_bytes()
+    again = translate([str(images / "*.png")], model, str(out), seed=1)
+    assert [path.name for path in again.skipped] == ["a.png"] and [path.name for path in again.written] == ["b.png"]
+    assert (out / "a.png").read_bytes() == before and first.written == [out / "a.png"]
+    translate([str(images / "a.png")], model, str(out), seed=1, overwrite=True)
+    assert (out / "a.png").read_bytes() != before
+
+
+def test_two_inputs_of_one_name_and_outputs_over_inputs_are_refused(model, images, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.png").write_bytes((images / "a.png").read_bytes())
+    with pytest.raises(ValueError, match=r"a\.png would both become"):
+        translate([str(images), str(other)], model, str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="would replace an input"):
+        translate([str(images)], model, str(images))
+    PIL.Image.open(images / "a.png").save(images / "a.jpg")
+    with pytest.raises(ValueError, match=r"a_confidence\.png"):
+        translate([str(images)], model, str(tmp_path / "out"), confidence=True)
+
+
+def test_an_input_that_names_nothing_is_an_error(tmp_path, images):
+    for name in (str(tmp_path / "absent.png"), str(images / "*.bmp")):
+        with pytest.raises(FileNotFoundError, match="no such file"):
+            find_inputs([name])
+    assert [path.name for path in find_inputs([str(images), str(images / "a.png")])] == [
+        *("a.png", "b.png", "c.jpg", "d.tif")
+    ]
+
+
+def test_another_autoencoder_gives_what_a_pipeline_with_it_gives(make_pipe, images, tmp_path):
+    pipe = make_pipe("kl")
+    pipe.save_pretrained(tmp_path / "model")
+    tiny_taesd().save_pretrained(tmp_path / "taesd")
+    pipe.register_modules(vae=AutoencoderTiny.from_pretrained(tmp_path / "taesd"))
+    pipe.save_pretrained(tmp_path / "by_hand")
+
+    files = {}
+    for name, model, options in (
+        ("own", "model", []),
+        ("by_hand_out", "by_hand", []),
+        ("other", "model", ["--vae", str(tmp_path / "taesd")]),
+    ):
+        out = tmp_path / name
+        where = ["--model", str(tmp_path / model), "--output", str(out)]
+        assert main(["translate", str(images / "a.png"), *where, *options]) == 0
+        files[name] = (out / "a.png").read_bytes()
+    assert files["other"] == files["by_hand_out"] != files["own"]
+
+
+def test_an_autoencoder_that_does_not_fit_is_wrong_usage(model, images, tmp_path, capsys):
+    tiny_taesd().save_pretrained(tmp_path / "taesd")
+    where = ["--model", model, "--output", str(tmp_path / "out"), "--vae", str(tmp_path / "taesd")]
+    assert main(["translate", str(images), *where]) == 2
+    assert "pixel space" in capsys.readouterr().err
