@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.scenes.test_scene import UTM, display, write_scene
+
+from tests.inference.test_scene import UTM, display, write_scene
 
 ACCELERATE = str(Path(sys.executable).parent / "accelerate")
 OPTIONS = ["--num_inference_steps", "2", "--tile_size", "64", "--overlap", "16", "--confidence", "--threads", "1"]

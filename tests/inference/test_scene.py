@@ -17,12 +17,12 @@ from rasterio.control import GroundControlPoint
 from rasterio.enums import MaskFlags
 from rasterio.transform import from_origin
 from rio_cogeo import cog_validate
-from tests.scenes.test_safe import make_safe
 
 from c_diffset.cli import main
 from c_diffset.inference.scene import SceneOptions, translate_scene, work_folder
 from c_diffset.inference.translate import translate
 from tests.conftest import copying_pipe
+from tests.sar.test_safe import make_safe
 
 SCENES = Path(__file__).parents[3] / "shared/data/scenes"
 UTM = {"crs": "EPSG:32631", "transform": from_origin(500_000, 4_000_005, 10, 10)}

@@ -12,21 +12,23 @@ import torchvision
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from c_diffset.measurement.metrics import (
-    InceptionFeatures,
-    _hub_weights,
     convention,
     copy_ratio,
     frechet_distance,
     kernel_distance,
-    load_inception,
-    load_lpips,
-    lpips_features,
     mean_colour_bias,
     measure,
     psnr,
     scc,
     spearman,
     ssim,
+)
+from c_diffset.measurement.networks import (
+    InceptionFeatures,
+    _hub_weights,
+    load_inception,
+    load_lpips,
+    lpips_features,
 )
 
 LPIPS_WEIGHTS = Path(__file__).parents[2] / "../shared/weights/lpips/lpips_squeeze.pt"
