@@ -10,6 +10,7 @@ import base64
 import math
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -465,10 +466,25 @@ class CDiffSETPipeline(DiffusionPipeline):
             return output.images, output.confidence, output.variance, output.latents
         return output
 
+    @torch.no_grad()
     def denoise(
-        self, sar_latents: torch.Tensor, steps: int, generator, latents: torch.Tensor | None, callback, tensor_inputs
+        self,
+        sar_latents: torch.Tensor,
+        steps: int,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        callback=None,
+        tensor_inputs: Sequence[str] = ("latents",),
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """One sample: the final latents B x C x h x w, and the variance B x h x w where the UNet predicts one."""
+        """One sample: the final latents B x C x h x w, and the variance B x h x w where the UNet predicts one.
+
+        Args:
+            sar_latents: B x c x h x w, what `encode` makes of the SAR images; padded to the model's multiple.
+            steps: number of inference steps.
+            generator: source of the noise; one for the batch, or a list with one for each image.
+            latents: the starting noise, B x C x h x w, instead of drawing it.
+            callback, tensor_inputs: as `callback_on_step_end` and its tensors in a call of the pipeline.
+        """
         shape = (len(sar_latents), self.eo_channels, *sar_latents.shape[-2:])
         self.scheduler.set_timesteps(steps)  # on the CPU, where the scheduler's scalar arithmetic never waits for a GPU
         latents = self.prepare_latents(shape, generator, latents) * self.scheduler.init_noise_sigma
