@@ -5,9 +5,10 @@ A resumed run starts at another k and needs no saved state; two processes draw w
 draws.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
-from itertools import count
+from itertools import count, groupby, islice
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,14 @@ from c_diffset.data.pairs import Pair, read_pair
 from c_diffset.pipelines.pipeline_cdiffset import sar_to_tensor
 
 FLIPS_AND_TURNS = 8
+T = TypeVar("T")
+
+
+def batches_of_one_size(items: Iterable[T], size_of: Callable[[T], Any], batch_size: int) -> Iterator[list[T]]:
+    """Neighbours of one size, at most `batch_size` together."""
+    for _, same_size in groupby(items, key=size_of):
+        while batch := list(islice(same_size, batch_size)):
+            yield batch
 
 
 def flip_and_turn(image, which: int):
@@ -45,11 +54,15 @@ def shuffled_row(seed: int, number: int, rows: int) -> int:
     return int(epoch_order(seed, number // rows, rows)[number % rows])
 
 
+def eo_to_tensor(eo: np.ndarray) -> torch.Tensor:
+    """An EO image 3 x H x W, uint8 or uint16, to [-1, 1]."""
+    return torch.from_numpy(eo.astype(np.float32)) / np.iinfo(eo.dtype).max * 2 - 1
+
+
 def pair_to_tensors(pair: Pair, sar_transform: dict) -> dict[str, torch.Tensor]:
     """`sar` C x H x W and `eo` 3 x H x W in [-1, 1], and `mask` 1 x H x W in {0, 1} where the pair has one."""
-    eo = torch.from_numpy(pair.eo.astype(np.float32)).permute(2, 0, 1) / np.iinfo(pair.eo.dtype).max * 2 - 1
     try:
-        tensors = {"sar": sar_to_tensor(pair.sar, sar_transform), "eo": eo}
+        tensors = {"sar": sar_to_tensor(pair.sar, sar_transform), "eo": eo_to_tensor(np.moveaxis(pair.eo, -1, 0))}
     except ValueError as error:
         raise ValueError(f"pair {pair.id}: {error}") from None
     if pair.mask is not None:

@@ -9,7 +9,6 @@ import copy
 import mmap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from scipy.ndimage import distance_transform_edt
 
+from c_diffset.data.batches import batches_of_one_size
 from c_diffset.inference.team import Team
 from c_diffset.inference.tiles import Box, TileGrid, blocks_of
 from c_diffset.noise import noise_generator
@@ -275,12 +275,11 @@ class SceneCanvas:
 
     def batches(self, tiles: Iterable[int]) -> list[list[int]]:
         """What the model sees together: tiles of one size."""
-        batches, size_of = [], lambda tile: self.grid.boxes[tile].size
-        for _, same_size in groupby(sorted(tiles, key=size_of, reverse=True), key=size_of):
-            numbers = list(same_size)
-            starts = range(0, len(numbers), self.batch_size)
-            batches += [numbers[start : start + self.batch_size] for start in starts]
-        return batches
+
+        def size_of(tile: int) -> tuple[int, int]:
+            return self.grid.boxes[tile].size
+
+        return list(batches_of_one_size(sorted(tiles, key=size_of, reverse=True), size_of, self.batch_size))
 
     def _mine(self, tiles: Iterable[int]) -> list[list[int]]:
         """This process's batches."""

@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Callable, Iterator
-from itertools import groupby, islice
 from pathlib import Path
 from zlib import crc32
 
 import numpy as np
 import PIL.Image
 
+from c_diffset.data.batches import batches_of_one_size
 from c_diffset.data.images import read_image
 from c_diffset.inference.inputs import Outputs
 from c_diffset.noise import noise_generator
@@ -28,7 +28,7 @@ def translate_images(
     The noise of an image depends on the seed and on its name alone. An image that cannot be read does not stop the
     others: it is passed to `fail` with the error.
     """
-    for batch in _batches(_read(plan, pipe, fail), batch_size):
+    for batch in batches_of_one_size(_read(plan, pipe, fail), lambda item: item[1].shape[:2], batch_size):
         generators = [noise_generator(seed, crc32(source.name.encode())) for source, _ in batch]
         images = pipe([sar for _, sar in batch], num_inference_steps, generator=generators, output_type="np")
         for i, (source, _) in enumerate(batch):
@@ -58,13 +58,6 @@ def _read(
             fail(source, str(error))
         else:
             yield source, sar
-
-
-def _batches(images: Iterator[tuple[Path, np.ndarray]], batch_size: int) -> Iterator[list[tuple[Path, np.ndarray]]]:
-    """Neighbours of one size, at most `batch_size` together."""
-    for _, same_size in groupby(images, key=lambda item: item[1].shape[:2]):
-        while batch := list(islice(same_size, batch_size)):
-            yield batch
 
 
 def save_image(pixels: np.ndarray, target: Path) -> None:

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby, islice
 
 import lpips
 import numpy as np
 import torch
 from torch import Tensor
 
-from c_diffset.data.batches import pair_to_tensors
+from c_diffset.data.batches import batches_of_one_size, pair_to_tensors
 from c_diffset.data.pairs import Pair
 from c_diffset.measurement.metrics import measure
 from c_diffset.noise import noise_generator
@@ -65,7 +64,7 @@ def evaluate_pairs(
         ValueError: a pair that does not fit the model, or NaN out of the model; the message names the pair.
     """
     device, number = pipe.device, 0
-    for batch in _batches(pairs, batch_size):
+    for batch in batches_of_one_size(pairs, lambda pair: pair.eo.shape[:2], batch_size):
         tensors = [pair_to_tensors(pair, pipe.config.sar_transform) for pair in batch]
         generators = [noise_generator(seed, number + i) for i in range(len(batch))]
         options = {"num_inference_steps": num_inference_steps, "generator": generators, "output_type": "pt"}
@@ -90,12 +89,6 @@ def evaluate_pairs(
             own["discrepancy"] = None if known is None else torch.from_numpy(known)
             yield PairResult(batch[i].id, metrics, sar[i], generated[i], eo[i], **own)
         number += len(batch)
-
-
-def _batches(pairs: Iterable[Pair], batch_size: int) -> Iterator[list[Pair]]:
-    for _, same_size in groupby(pairs, key=lambda pair: pair.eo.shape[:2]):
-        while batch := list(islice(same_size, batch_size)):
-            yield batch
 
 
 def _grey(sar: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from c_diffset.data.batches import (
     FLIPS_AND_TURNS,
     TrainingPairs,
+    eo_to_tensor,
     flip_and_turn,
     random_crop,
     sample_rng,
@@ -73,11 +74,6 @@ class EOCrops(TrainingPairs):
         if pair.mask is not None:
             sample["mask"] = torch.from_numpy(flip_and_turn(images["mask"], which).astype(np.float32))
         return sample
-
-
-def eo_to_tensor(eo: np.ndarray) -> Tensor:
-    """An EO image 3 x H x W, uint8 or uint16, to [-1, 1]."""
-    return torch.from_numpy(eo.astype(np.float32)) / np.iinfo(eo.dtype).max * 2 - 1
 
 
 def latent_space(vae: AutoencoderKL | AutoencoderTiny) -> CDiffSETPipeline:
