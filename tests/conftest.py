@@ -1,8 +1,17 @@
 """Tiny pipelines of real components for every test: `make_pipe("kl" | "tiny" | "pixel")`, random, no downloads."""
 
 import json
+import os
 import string
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch counts the cores; commands that a test starts inherit the share
+    number, workers = int(os.environ["PYTEST_XDIST_WORKER"][2:]), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[number::workers] or cores)
+    else:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
 
 import numpy as np
 import pytest
