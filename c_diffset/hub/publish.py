@@ -245,15 +245,19 @@ def read_evaluation(path: Path, folder: Path) -> dict:
             f"{path} is about {report['model']}, with weights {report.get('weights')}, and not about "
             f"{model_revision(folder)} in {folder}: evaluate the folder that you publish"
         )
-    try:
-        tables = [report["mean"], report.get("ceiling") or {}, *(report.get("floors") or {}).values()]
-        values = [value for table in tables for value in table.values() if value is not None]
-        assert all(math.isfinite(value) for value in values)
-    except (AssertionError, AttributeError, TypeError):
-        raise ValueError(
-            f"{path}: mean, floors and ceiling must hold finite numbers by metric: evaluate again"
-        ) from None
+    tables = [report["mean"], report.get("ceiling") or {}, *_values(report.get("floors") or {})]
+    if not all(_is_finite(value) for table in tables for value in _values(table) if value is not None):
+        raise ValueError(f"{path}: mean, floors and ceiling must hold finite numbers by metric: evaluate again")
     return report
+
+
+def _values(table: object) -> list:
+    """The values of a table; for anything else one that is no number."""
+    return list(table.values()) if isinstance(table, dict) else [math.nan]
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _pixel_size(run: Run | None) -> float | None:

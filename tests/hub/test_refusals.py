@@ -3,6 +3,8 @@
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -123,3 +125,14 @@ def test_a_report_on_another_model_is_refused(hub, model, tmp_path):
     with pytest.raises(FileNotFoundError, match="metrics.json is missing: expected the output of"):
         publish(model, REPO, evaluation=model)
     assert not hub.calls
+
+
+def test_a_report_is_refused_without_assertions_too(model, tmp_path):
+    """Python leaves assertions out under `-O`."""
+    report = tmp_path / "metrics.json"
+    report.write_text(json.dumps(evaluation_of(model, mean={"psnr": float("inf")})))
+    code = f"from c_diffset.hub.publish import publish; publish({str(model)!r}, {REPO!r}, evaluation={str(report)!r}, "
+    done = subprocess.run(
+        [sys.executable, "-O", "-c", f"{code}dry_run={str(tmp_path / 'out')!r})"], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "must hold finite numbers" in done.stderr and not (tmp_path / "out").exists()
