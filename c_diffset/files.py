@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from filelock import FileLock, Timeout
 
@@ -44,6 +45,19 @@ def write_file(target: Path, content: str | bytes) -> None:
 def write_json(target: Path, content) -> None:
     """Write a JSON file aside and rename it; ValueError for NaN, which JSON does not know."""
     write_file(target, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that no file can be made in: what takes long asks before it starts.
+
+    Raises:
+        OSError: the folder, or the nearest one above it that exists, cannot be written to.
+    """
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written to ({place}: {error.strerror}): name another folder") from None
 
 
 def read_json(path: Path) -> dict:

@@ -79,23 +79,24 @@ def discrepancy(output: str = "runs/discrepancy", max_steps: int = 400, pairs: i
                 model = finetune(settings(run, data, max_steps, ModelConfig(base=str(first)), stage, seed))
                 report = evaluate(model, folder, split="test", lpips_net=None, download=False)
                 for name in METRICS:
-                    values.setdefault((stage, name), []).append([row[name] for row in report["images"]])
-                means = {name: round(report["mean"][name], 4) for name in METRICS}
-                note(folder, {"discrepancy": share, "loss": stage, "seed": seed, "n": report["n"]} | means)
+                    values.setdefault((stage, name), []).append([row.metrics[name] for row in report.images])
+                means = {name: round(report.mean[name], 4) for name in METRICS}
+                note(folder, {"discrepancy": share, "loss": stage, "seed": seed, "n": report.n} | means)
                 if stage == "confidence" and share > 0:
                     note(folder, {"discrepancy": share, "seed": seed} | detection(model, data))
         for name in METRICS:
             plain, guided = (np.mean(values[stage, name], axis=0) for stage in ("denoising", "confidence"))
             gain = paired_bootstrap(guided, plain)
-            note(folder, {"discrepancy": share, "metric": name, "confidence - denoising": np.round(gain, 4).tolist()})
+            interval = [round(value, 4) for value in vars(gain).values()]
+            note(folder, {"discrepancy": share, "metric": name, "confidence - denoising": interval})
 
 
 def detection(model: Path, data: Path) -> dict:
     """How well the variance of a translation finds the pixels at which the pairs of the test split disagree."""
-    trust = evaluate(model, data, split="test", lpips_net=None, download=False)["trust"]
-    found = trust["uncertainties"]["predicted variance"]
-    values = {name: list(found[name].values()) for name in ("auroc", "average_precision")}
-    return values | {"average_precision of chance": trust["constant"]["average_precision"]}
+    trust = evaluate(model, data, split="test", lpips_net=None, download=False).trust
+    found = trust.uncertainties["predicted variance"]
+    values = {name: list(vars(getattr(found, name)).values()) for name in ("auroc", "average_precision")}
+    return values | {"average_precision of chance": trust.constant.average_precision}
 
 
 def note(folder: Path, line: dict) -> None:

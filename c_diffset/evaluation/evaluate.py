@@ -4,7 +4,7 @@ import csv
 import io
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import diffusers
@@ -18,11 +18,13 @@ from tqdm.auto import tqdm
 
 from c_diffset.data.pairs import list_splits, load_pairs
 from c_diffset.evaluation.calibrate import absolute_error, pixel_variance
-from c_diffset.evaluation.compare import compare, data_name, to_json, unique_names, write_files
+from c_diffset.evaluation.compare import compare, unique_names
 from c_diffset.evaluation.page.page import make_page
 from c_diffset.evaluation.page.pictures import Gallery, gallery_of
 from c_diffset.evaluation.reliability import PixelSample
+from c_diffset.evaluation.report import Comparison, ImageMetrics, LeftOut, Report, to_json
 from c_diffset.evaluation.split import SplitPairs, is_remote, split_against_train, train_colour
+from c_diffset.files import check_writable, public_name, write_file, write_json
 from c_diffset.loading import Precision, load_pipeline, model_revision
 from c_diffset.measurement.measure import PairResult, evaluate_pairs, floors_and_ceiling, mean_metrics
 from c_diffset.measurement.metrics import convention, frechet_distance, kernel_distance
@@ -31,8 +33,8 @@ from c_diffset.measurement.picture_grid import GRID_LABELS, make_grid
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 
 Model = CDiffSETPipeline | str | os.PathLike
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # what formulas begin with
 Features = dict[str, Callable[[Tensor], Tensor]]
-LeftOut = list[dict[str, str]]
 
 
 def evaluate(
@@ -57,7 +59,7 @@ def evaluate(
     overwrite: bool = False,
     vae: str | None = None,
     spread_samples: int = 0,
-) -> dict:
+) -> Report | Comparison:
     """Evaluate a model on a split, print a table, and write `metrics.json`, `per_image.csv`, `grid.png`, `report.html`.
 
     Several models are measured one after the other on the same images with the same noise. Each has its files in a
@@ -101,7 +103,7 @@ def evaluate(
     models = list(model) if isinstance(model, list | tuple) else [model]
     _check_output(output, overwrite)
     _check_models(models, revision, vae)
-    left_out: LeftOut = []
+    left_out: list[LeftOut] = []
     lpips_model = _load_lpips(lpips_net, lpips_weights, download, left_out)
     features = _load_features(lpips_model, inception_weights, download, left_out)
     train_rows = load_pairs(data, "train", streaming=is_remote(data)) if "train" in list_splits(data) else None
@@ -109,22 +111,22 @@ def evaluate(
     protocol = {
         "data": str(data),
         "data_on_hub": is_remote(data),
+        "data_name": public_name(data),
         "split": split,
         "split_against_train": split_against_train(pairs.rows, train_rows) if split != "train" else [],
+        "seed": seed,
+        "mean_colour": mean_colour or train_colour(train_rows, left_out),
     }
-    mean_colour = mean_colour or train_colour(train_rows, left_out)
     session = Session(
-        pairs,
-        protocol,
-        num_inference_steps,
-        batch_size,
-        seed,
-        spread_samples,
-        grid_rows,
-        lpips_model,
-        features,
-        mean_colour,
-        left_out,
+        pairs=pairs,
+        protocol=protocol,
+        num_inference_steps=num_inference_steps,
+        batch_size=batch_size,
+        spread_samples=spread_samples,
+        grid_rows=grid_rows,
+        lpips_model=lpips_model,
+        features=features,
+        left_out=left_out,
     )
     names, reports, galleries = unique_names([name_of(each) for each in models]), [], []
     for i, each in enumerate(models):
@@ -136,19 +138,15 @@ def evaluate(
         print(quality_table(report))
         reports.append(report)
         galleries.append(gallery)
-        if output is not None and len(models) > 1:
-            write_files(_files(report, grid), Path(output, f"{i}_{names[i].replace('/', '-')}"))
-    gallery = gallery_of(galleries, names, [report["images"] for report in reports])
-    if len(models) == 1:
         if output is not None:
-            page = make_page(reports, names, gallery=gallery)
-            write_files({"report.html": page.encode()} | _files(report, grid), Path(output))
-        return report
-    differences = compare(reports, names)
+            own = f"{i}_{names[i].replace('/', '-')[:50]}" if len(models) > 1 else ""
+            _write_files(report, grid, Path(output, own))
+    gallery, differences = gallery_of(galleries, names, [report.images for report in reports]), compare(reports, names)
     if output is not None:
-        files = {"report.html": make_page(reports, names, differences, gallery).encode()}
-        write_files(files | {"differences.json": to_json(differences)}, Path(output))
-    return {"models": reports, "differences": differences}
+        if len(models) > 1:
+            write_json(Path(output, "differences.json"), to_json(differences))
+        write_file(Path(output, "report.html"), make_page(reports, names, differences, gallery))
+    return reports[0] if len(models) == 1 else Comparison(reports, differences)
 
 
 # ------------------------------------------------------------------------------------------ models and their use
@@ -168,7 +166,7 @@ def _check_models(models: list[Model], revision: str | None, vae: str | None) ->
             CDiffSETPipeline.load_config(model, revision=revision)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Session:
     """What all models of a run share: the images, how they are sampled, and what measures them."""
 
@@ -176,15 +174,13 @@ class Session:
     protocol: dict
     num_inference_steps: int | None
     batch_size: int
-    seed: int
     spread_samples: int
     grid_rows: int
     lpips_model: lpips.LPIPS | None
     features: Features
-    mean_colour: list[float] | None
-    left_out: LeftOut
+    left_out: list[LeftOut]
 
-    def measure(self, pipe: CDiffSETPipeline, identity: dict, gallery: Gallery) -> tuple[dict, PIL.Image.Image]:
+    def measure(self, pipe: CDiffSETPipeline, identity: dict, gallery: Gallery) -> tuple[Report, PIL.Image.Image]:
         """The report on one model, and its picture grid; `gallery` sees every image."""
         pipe.set_progress_bar_config(disable=True)
         for module in (self.lpips_model, self.features.get("")):
@@ -195,31 +191,29 @@ class Session:
             data, split = self.protocol["data"], self.protocol["split"]
             raise ValueError(f"{data}, split {split}: no image to evaluate (crop_size {self.pairs.crop_size})")
         again = tqdm(self.pairs, "floors and ceiling", len(images), leave=False)
-        floors, ceiling = floors_and_ceiling(again, pipe, self.mean_colour, self.lpips_model)
+        floors, ceiling = floors_and_ceiling(again, pipe, self.protocol["mean_colour"], self.lpips_model)
         left_out = list(self.left_out)
-        means = mean_metrics(images) | _distances(vectors, left_out)
+        means = mean_metrics([row.metrics for row in images]) | _distances(vectors, left_out)
         calibration = pipe.config.calibration or {}
         trust = pixels.report(calibration.get("threshold")) if pixels.images else None
-        if trust and "expected_error" in trust:
-            place = (data_name(self.protocol), self.protocol["split"])
-            trust["in_sample"] = place == (calibration.get("data"), calibration.get("split"))
-        report = {
+        if trust and trust.expected_error:
+            place = (self.protocol["data_name"], self.protocol["split"])
+            trust = replace(trust, in_sample=place == (calibration.get("data"), calibration.get("split")))
+        report = Report(
             **identity,
             **self.protocol,
-            "n": len(images),
-            "seed": self.seed,
+            n=len(images),
             **self.pairs.describe(),
             **_describe_sampling(pipe, self.num_inference_steps),
-            "calibration": _describe_calibration(pipe, self.num_inference_steps),
-            "mean": means,
-            "conventions": {metric: convention(metric) for metric in means},
-            "floors": floors,
-            "ceiling": ceiling,
-            "mean_colour": self.mean_colour,
-            "trust": trust,
-            "left_out": left_out,
-            "images": images,
-        }
+            calibration=_describe_calibration(pipe, self.num_inference_steps),
+            mean=means,
+            conventions={metric: convention(metric) for metric in means},
+            floors=floors,
+            ceiling=ceiling,
+            trust=trust,
+            left_out=left_out,
+            images=images,
+        )
         return report, make_grid(pictures, GRID_LABELS)
 
     def _collect(self, pipe: CDiffSETPipeline, gallery: Gallery):
@@ -229,7 +223,7 @@ class Session:
             self.pairs,
             self.num_inference_steps,
             self.batch_size,
-            self.seed,
+            self.protocol["seed"],
             self.lpips_model,
             self.spread_samples,
         )
@@ -237,7 +231,7 @@ class Session:
         images, pictures, pixels = [], [], PixelSample()
         vectors = {name: ([], []) for name in self.features}
         for number, result in enumerate(results):
-            images.append({"id": result.id, **result.metrics})
+            images.append(ImageMetrics(printable(result.id), result.metrics))
             gallery.add(number, result)
             if number < self.grid_rows:
                 pictures.append(result.pictures)
@@ -263,20 +257,20 @@ def add_pixels(sample: PixelSample, result: PairResult, spread: str) -> None:
     sample.add(absolute_error(result), uncertainties, *(None if x is None else x.numpy() for x in optional))
 
 
-def _load_lpips(net, weights, download, left_out: LeftOut) -> lpips.LPIPS | None:
+def _load_lpips(net, weights, download, left_out: list[LeftOut]) -> lpips.LPIPS | None:
     if net is None:
-        left_out.append({"metric": "lpips", "reason": "lpips_net is not set"})
+        left_out.append(LeftOut("lpips", "lpips_net is not set"))
         return None
     try:
         return load_lpips(net, weights, download)
     except OSError as error:
         if weights is not None:
             raise
-        left_out.append({"metric": f"lpips_{net}", "reason": f"no lpips_weights: {error}"})
+        left_out.append(LeftOut(f"lpips_{net}", f"no lpips_weights: {error}"))
         return None
 
 
-def _load_features(lpips_model, inception_weights, download, left_out: LeftOut) -> Features:
+def _load_features(lpips_model, inception_weights, download, left_out: list[LeftOut]) -> Features:
     """Feature functions by the suffix of the metrics they serve: "" for FID and KID proper."""
     features: Features = {}
     try:
@@ -284,18 +278,18 @@ def _load_features(lpips_model, inception_weights, download, left_out: LeftOut) 
     except OSError as error:
         if inception_weights is not None:
             raise
-        left_out += [{"metric": name, "reason": f"no inception_weights: {error}"} for name in ("fid", "kid")]
+        left_out += [LeftOut(name, f"no inception_weights: {error}") for name in ("fid", "kid")]
     if lpips_model is not None:
         features[f"_lpips_{lpips_model.pnet_type}"] = lpips_features(lpips_model)
     return features
 
 
-def _distances(vectors: dict[str, tuple[list[Tensor], list[Tensor]]], left_out: LeftOut) -> dict[str, float]:
+def _distances(vectors: dict[str, tuple[list[Tensor], list[Tensor]]], left_out: list[LeftOut]) -> dict[str, float]:
     """FID and KID for every feature function; two images are the least that has a covariance."""
     distances = {}
     for name, (generated, eo) in vectors.items():
         if len(eo) < 2:
-            left_out += [{"metric": kind + name, "reason": "needs at least 2 images"} for kind in ("fid", "kid")]
+            left_out += [LeftOut(kind + name, "needs at least 2 images") for kind in ("fid", "kid")]
             continue
         distances["fid" + name] = frechet_distance(torch.cat(generated), torch.cat(eo))
         distances["kid" + name] = kernel_distance(torch.cat(generated), torch.cat(eo))
@@ -334,38 +328,49 @@ def _describe_autoencoder(vae: AutoencoderKL | AutoencoderTiny) -> str:
 # ------------------------------------------------------------------------------------------------------- output
 
 
-def quality_table(report: dict) -> str:
+def quality_table(report: Report) -> str:
     """The means beside the floors and the autoencoder's ceiling, and what was left out, as text."""
-    ceiling = {} if report["ceiling"] is None else {"autoencoder": report["ceiling"]}
-    columns = {"model": report["mean"], **report["floors"], **ceiling}
+    ceiling = {} if report.ceiling is None else {"autoencoder": report.ceiling}
+    columns = {"model": report.mean, **report.floors, **ceiling}
     lines = [
-        f"{report['data']}, split {report['split']}: {report['n']} images, "
-        f"{report['num_inference_steps']} steps of {report['scheduler']}, seed {report['seed']}",
+        f"{report.data}, split {report.split}: {report.n} images, "
+        f"{report.num_inference_steps} steps of {report.scheduler}, seed {report.seed}",
         f"{'':<22}" + "".join(f"{name:>13}" for name in columns),
     ]
-    for metric in report["mean"]:
+    for metric in report.mean:
         values = [f"{column[metric]:.4f}" if metric in column else "-" for column in columns.values()]
         lines.append(f"{metric:<22}" + "".join(f"{value:>13}" for value in values))
-    lines += [f"left out: {entry['metric']} ({entry['reason']})" for entry in report["left_out"]]
+    lines += [f"left out: {entry.metric} ({entry.reason})" for entry in report.left_out]
     return "\n".join(lines)
 
 
 def _check_output(output: str | os.PathLike | None, overwrite: bool) -> None:
-    if output is None or overwrite or not Path(output).exists():
+    if output is None:
         return
-    if not Path(output).is_dir() or any(Path(output).iterdir()):
+    folder = Path(output)
+    if not overwrite and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{output} exists and is not an empty folder: choose another output, or set overwrite")
+    check_writable(folder)
 
 
-def _files(report: dict, grid: PIL.Image.Image) -> dict[str, bytes]:
-    """The files of one model by name, `metrics.json` last."""
+def _write_files(report: Report, grid: PIL.Image.Image, folder: Path) -> None:
+    """Write the files of one model, `metrics.json` last: where it stands, the others are complete."""
     table, picture = io.StringIO(newline=""), io.BytesIO()
-    writer = csv.DictWriter(table, report["images"][0])
-    writer.writeheader()
-    writer.writerows(report["images"])
+    writer = csv.writer(table, quoting=csv.QUOTE_NONNUMERIC)
+    writer.writerow(["id", *report.images[0].metrics])
+    writer.writerows([without_formula(row.id), *row.metrics.values()] for row in report.images)
     grid.save(picture, "PNG")
-    return {
-        "per_image.csv": table.getvalue().encode(),
-        "grid.png": picture.getvalue(),
-        "metrics.json": to_json(report),
-    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / "per_image.csv", table.getvalue())
+    write_file(folder / "grid.png", picture.getvalue())
+    write_json(folder / "metrics.json", report.to_json())
+
+
+def without_formula(text: str) -> str:
+    """Text for a cell of a table, with a quote before what a spreadsheet program would take for a formula."""
+    return f"'{text}" if text.lstrip(" ").startswith(FORMULA) else text
+
+
+def printable(text: str) -> str:
+    """A file's name as text that can be written: bytes of it that are no UTF-8 become question marks."""
+    return text.encode(errors="replace").decode()

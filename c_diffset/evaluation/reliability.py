@@ -4,15 +4,16 @@ The statistics take flat arrays, one value for each pixel, and `weights` that sa
 values are never ordered by chance: they share their rank, and leave the sparsification curve together. A bootstrap
 resamples images, whose pixels are not independent: it multiplies the weights by how often each image was drawn.
 
-`PixelSample` draws a bounded number of pixels from every image; `PixelSample.report` and `reliability_report` sum up.
+`PixelSample` draws a bounded number of pixels from every image, and sums up what they tell.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from scipy.integrate import trapezoid
+
+from c_diffset.evaluation.report import Curve, Estimate, Reference, Reliability, Trust, Uncertainty
 
 FRACTIONS = np.linspace(0, 0.95, 20)  # removed by the sparsification curve
 PIXELS_PER_IMAGE = 512  # neighbouring pixels say little new: more images narrow an interval, more pixels hardly
@@ -56,6 +57,10 @@ class ReliabilityCurve:
     expected: Array
     measured: Array
     count: Array
+
+    def to_lists(self) -> Curve:
+        """The same, as a report holds it."""
+        return Curve(*(column.tolist() for column in vars(self).values()))
 
 
 def quantile_bins(values: Array, bins: int, weights: Array | None = None) -> Array:
@@ -167,14 +172,6 @@ def average_precision(score: Array, mask: Array, weights: Array | None = None) -
 # -------------------------------------------------------------------------------------------------------- bootstrap
 
 
-class Estimate(NamedTuple):
-    """A value and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
 def bootstrap(
     statistic: Callable[[Array], Array | float], images: int, resamples: int = RESAMPLES, seed: int = 0
 ) -> Array:
@@ -269,28 +266,22 @@ class PixelSample:
         self.images.append(kept)
         self.weights.append(len(valid) / len(chosen))
 
-    def report(self, threshold: float | None = None, bins: int = 10, resamples: int = RESAMPLES, seed: int = 0) -> dict:
-        """A summary that JSON can hold. Every statistic is {"value", "low", "high"}, None where it is not defined.
+    def report(
+        self, threshold: float | None = None, bins: int = 10, resamples: int = RESAMPLES, seed: int = 0
+    ) -> Trust:
+        """The statistics of the sample with their intervals, but for `Trust.in_sample`, which it cannot know.
 
         Args:
             threshold: levels; the event that `probability` speaks of is an error above it.
-            bins: of the reliability curves.
             resamples: of the images, for intervals of 95 %; a single image has none. That of a calibration error, which
                 grows by the noise of a resample, is corrected for this bias (Efron and Tibshirani, 1993).
-
-        Returns:
-            `images`, `pixels`, `mean_error`, `threshold`, `fractions`, `oracle` and `constant` (curve and AUSE of a
-            perfect and of no uncertainty); `uncertainties`: by name `sparsification`, `ause`, `spearman`, with a
-            discrepancy `auroc` and `average_precision`, and from the second name on `ause_difference` to the first, on
-            the same resamples;
-            `expected_error` and `error_probability`: `curve` and `calibration_error`, where they were given.
 
         Raises:
             ValueError: no pixel was added, or probabilities without a threshold.
         """
         if not self.images:
             raise ValueError("no image with a valid pixel was added: there is nothing to report on")
-        statistics = _Statistics(self, threshold, bins)
+        statistics = _Statistics(self, threshold)
         names, values = zip(*statistics(np.ones(len(self.images))).items(), strict=True)
         resampled = np.full((1, len(names)), np.nan)
         if len(self.images) > 1:
@@ -303,7 +294,7 @@ class PixelSample:
 class _Statistics:
     """All statistics of a sample, for any number of times that each image counts."""
 
-    def __init__(self, sample: PixelSample, threshold: float | None, bins: int):
+    def __init__(self, sample: PixelSample, threshold: float | None):
         known = [key for key in sample.images[0] if all(key in image for image in sample.images)]
         self.data = {key: np.concatenate([x[key] for x in sample.images]).astype(float) for key in known}
         self.image = np.repeat(np.arange(len(sample.images)), [len(x["error"]) for x in sample.images])
@@ -322,7 +313,7 @@ class _Statistics:
             if threshold is None:
                 raise ValueError("probabilities without a threshold: name the error, in levels, that they speak of")
             self.curves["error_probability"] = (self.data["probability"], (self.error > threshold).astype(float))
-        self.bins = {key: quantile_bins(expected, bins, self.weights) for key, (expected, _) in self.curves.items()}
+        self.bins = {key: quantile_bins(expected, 10, self.weights) for key, (expected, _) in self.curves.items()}
 
     def __call__(self, counts: Array) -> dict[tuple[str, str], float]:
         weights = self.weights * counts[self.image]
@@ -343,69 +334,39 @@ class _Statistics:
         count, *sums = bin_sums(self.bins[name], weights, *(weights * column for column in self.curves[name]))
         return ReliabilityCurve(*(x / np.maximum(count, np.finfo(float).tiny) for x in sums), count)
 
-    def summary(self, values: dict, resampled: dict[tuple[str, str], Array]) -> dict:
+    def summary(self, values: dict, resampled: dict[tuple[str, str], Array]) -> Trust:
         """`PixelSample.report`, from all values and their resampled ones."""
-        oracle = _remaining(self.by_error, self.error, self.weights)
-        curve = np.full_like(oracle, oracle[0])
-        constant = {"sparsification": curve.tolist(), "ause": _area(curve, oracle)}
-        if self.discrepancy is not None:
-            constant["average_precision"] = float(np.average(self.discrepancy, weights=self.weights))
-        names = list(self.rankings)
-        uncertainties = {
-            name: {"sparsification": _remaining(ranking, self.error, self.weights).tolist()}
-            for name, ranking in self.rankings.items()
-        }
-        curves = {name: vars(self.curve(name, self.weights)) for name in self.curves}
-        lists = {name: {"curve": {key: x.tolist() for key, x in curve.items()}} for name, curve in curves.items()}
-        parts = uncertainties | lists | {"": {}}
+        estimates: dict[str, dict[str, Estimate]] = {name: {} for name, _ in values}
         for (name, statistic), value in values.items():
             drawn = resampled[name, statistic]
             if statistic == "calibration_error":  # the noise of a resample adds to it
                 drawn = np.maximum(drawn - (drawn.mean() - value), 0)
-            parts[name][statistic] = _estimate(value, drawn)
-        for name in names[1:]:
-            pairs = ((x[name, "ause"], x[names[0], "ause"]) for x in (values, resampled))
-            parts[name]["ause_difference"] = _estimate(*(own - first for own, first in pairs))
-        return {
-            "images": int(self.image[-1]) + 1,
-            "pixels": self.pixels,
-            "mean_error": parts[""]["mean_error"],
-            "threshold": self.threshold,
-            "fractions": FRACTIONS.round(2).tolist(),
-            "oracle": {"sparsification": oracle.tolist(), "ause": 0.0},
-            "constant": constant,
-            "uncertainties": {name.removeprefix("by "): parts[name] for name in names},
-        } | {name: parts[name] for name in self.curves}
+            estimates[name][statistic] = _estimate(value, drawn)
+        first, *others = self.rankings or [None]
+        for name in others:
+            pairs = ((x[name, "ause"], x[first, "ause"]) for x in (values, resampled))
+            estimates[name]["ause_difference"] = _estimate(*(own - least for own, least in pairs))
+        oracle = _remaining(self.by_error, self.error, self.weights)
+        chance = np.full_like(oracle, oracle[0])
+        share = None if self.discrepancy is None else float(np.average(self.discrepancy, weights=self.weights))
+        return Trust(
+            images=int(self.image[-1]) + 1,
+            pixels=self.pixels,
+            mean_error=estimates[""]["mean_error"],
+            threshold=self.threshold,
+            fractions=FRACTIONS.round(2).tolist(),
+            oracle=Reference(oracle.tolist(), 0.0),
+            constant=Reference(chance.tolist(), _area(chance, oracle), share),
+            uncertainties={
+                name.removeprefix("by "): Uncertainty(
+                    _remaining(ranking, self.error, self.weights).tolist(), **estimates[name]
+                )
+                for name, ranking in self.rankings.items()
+            },
+            **{name: Reliability(self.curve(name, self.weights).to_lists(), **estimates[name]) for name in self.curves},
+        )
 
 
-def _estimate(value: float, resampled: Array) -> dict[str, float | None]:
+def _estimate(value: float, resampled: Array) -> Estimate:
     """A statistic with its limits; None in place of NaN, which JSON does not know."""
-    return {
-        key: None if np.isnan(x) else float(x)
-        for key, x in zip(("value", "low", "high"), (value, *_limits(resampled)), strict=True)
-    }
-
-
-def reliability_report(
-    errors: Sequence[Array],
-    uncertainties: dict[str, Sequence[Array]],
-    expected: Sequence[Array] | None = None,
-    probability: Sequence[Array] | None = None,
-    discrepancy: Sequence[Array] | None = None,
-    masks: Sequence[Array] | None = None,
-    threshold: float | None = None,
-    pixels_per_image: int = PIXELS_PER_IMAGE,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> dict:
-    """`PixelSample.report` of lists with one array for each image; see `PixelSample.add` for what they hold.
-
-    Raises:
-        ValueError: lists of unequal length, no valid pixel, or probabilities without a threshold.
-    """
-    sample = PixelSample(pixels_per_image, seed)
-    count = len(errors)
-    optional = [[None] * count if x is None else x for x in (expected, probability, discrepancy, masks)]
-    for error, *rest in zip(errors, *optional, *uncertainties.values(), strict=True):
-        sample.add(error, dict(zip(uncertainties, rest[4:], strict=True)), *rest[:4])
-    return sample.report(threshold, resamples=resamples, seed=seed)
+    return Estimate(*(None if np.isnan(x) else float(x) for x in (value, *_limits(resampled))))

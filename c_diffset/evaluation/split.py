@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Dataset
 
 from c_diffset.data.pairs import Pair, Pairs, read_pair
+from c_diffset.evaluation.report import LeftOut
 from c_diffset.measurement.measure import crop_pairs, mean_colour_of
 
 MEAN_COLOUR_PAIRS = 500  # enough for a mean: reading a large training split whole would take hours
@@ -82,10 +83,10 @@ def is_remote(data: str | os.PathLike) -> bool:
     return not Path(data).exists()
 
 
-def train_colour(rows: Pairs | None, left_out: list[dict[str, str]]) -> list[float] | None:
+def train_colour(rows: Pairs | None, left_out: list[LeftOut]) -> list[float] | None:
     """The mean colour of at most `MEAN_COLOUR_PAIRS` pairs, evenly spread, or the first ones of a remote data set."""
     if rows is None:
-        left_out.append({"metric": "floor mean_colour", "reason": "the data have no train split, and none was given"})
+        left_out.append(LeftOut("floor mean_colour", "the data have no train split, and no colour was given"))
         return None
     if isinstance(rows, Dataset):
         some = rows.select(range(0, len(rows), math.ceil(len(rows) / MEAN_COLOUR_PAIRS)))

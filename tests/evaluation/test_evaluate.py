@@ -15,6 +15,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from c_diffset.data.pairs import Pair, load_pairs, read_pair
 from c_diffset.evaluation.evaluate import evaluate
+from c_diffset.evaluation.report import read_report
 from c_diffset.evaluation.split import split_against_train
 from c_diffset.measurement.measure import crop_pairs, evaluate_pairs, floors_and_ceiling, mean_colour_of
 from c_diffset.measurement.picture_grid import colour_confidence, make_grid
@@ -69,22 +70,22 @@ def test_evaluate_from_a_saved_model_to_files(pipe, data, tmp_path, capsys):
         lpips_weights=tmp_path / "lpips.pt",
         download=False,
     )
-    assert json.loads((tmp_path / "out/metrics.json").read_text()) == report
+    assert read_report(tmp_path / "out") == report
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         *("grid.png", "metrics.json", "per_image.csv", "report.html")
     ]
-    assert (report["n"], report["pairs"], report["fraction_of_pixels"]) == (16, "4 of 4", 1.0)
-    assert (report["num_inference_steps"], report["scheduler"]) == (STEPS, "DDIMScheduler")
+    assert (report.n, report.pairs, report.fraction_of_pixels) == (16, "4 of 4", 1.0)
+    assert (report.num_inference_steps, report.scheduler) == (STEPS, "DDIMScheduler")
     with open(tmp_path / "out/per_image.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows[:3]] == ["test-0000_0_0", "test-0000_0_32", "test-0000_32_0"]
-    assert report["mean"]["psnr"] == pytest.approx(np.mean([float(row["psnr"]) for row in rows]))
-    assert {"lpips_squeeze", "fid_lpips_squeeze", "kid_lpips_squeeze", "confidence_spearman"} <= set(report["mean"])
-    assert set(report["conventions"]) == set(report["mean"])
-    assert set(report["floors"]) == {"sar_grey", "mean_colour"}
-    assert report["ceiling"] is None and report["autoencoder"] is None
-    assert [entry["metric"] for entry in report["left_out"]] == ["fid", "kid"]
-    assert "downloads are off" in report["left_out"][0]["reason"]
+    assert report.mean["psnr"] == pytest.approx(np.mean([float(row["psnr"]) for row in rows]))
+    assert {"lpips_squeeze", "fid_lpips_squeeze", "kid_lpips_squeeze", "confidence_spearman"} <= set(report.mean)
+    assert set(report.conventions) == set(report.mean)
+    assert set(report.floors) == {"sar_grey", "mean_colour"}
+    assert report.ceiling is None and report.autoencoder is None
+    assert [entry.metric for entry in report.left_out] == ["fid", "kid"]
+    assert "downloads are off" in report.left_out[0].reason
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("psnr", "sar_grey", "mean_colour", "left out: fid", "16 images"))
 
@@ -135,29 +136,28 @@ def test_trust_holds_baselines_calibration_and_known_discrepancies(make_pipe, da
     options = {"num_inference_steps": STEPS, "lpips_net": None, "download": False}
     plain = evaluate(pipe, tmp_path / "pairs", **options)
     report = evaluate(pipe, tmp_path / "pairs", **options, spread_samples=3, batch_size=3)
-    assert report["images"][0]["psnr"] == pytest.approx(plain["images"][0]["psnr"], abs=1e-3)
-    assert report["calibration"] == "d, split s: 7 images"
-    found = report["trust"]["uncertainties"]
+    assert report.images[0].metrics["psnr"] == pytest.approx(plain.images[0].metrics["psnr"], abs=1e-3)
+    assert report.calibration == "d, split s: 7 images"
+    found = report.trust.uncertainties
     assert list(found) == ["predicted variance", "spread of 3 samples", "SAR gradient"]
-    assert list(plain["trust"]["uncertainties"]) == ["predicted variance", "SAR gradient"]
+    assert list(plain.trust.uncertainties) == ["predicted variance", "SAR gradient"]
     read = [read_pair(row) for row in load_pairs(tmp_path / "pairs", "test")]
     share = np.mean([pair.discrepancy for pair in read])
-    assert report["trust"]["constant"]["average_precision"] == pytest.approx(share, abs=0.03) and share > 0.15
+    assert report.trust.constant.average_precision == pytest.approx(share, abs=0.03) and share > 0.15
     assert np.mean([crop.discrepancy for crop in crop_pairs(read, 32)]) == pytest.approx(share)
     for entry in found.values():
-        assert 0.3 < entry["auroc"]["value"] < 0.9 and share / 2 < entry["average_precision"]["value"] < 4 * share
-    assert report["trust"]["expected_error"]["curve"].keys() == report["trust"]["error_probability"]["curve"].keys()
-    assert report["trust"]["threshold"] == 32 and not report["trust"]["in_sample"]
+        assert 0.3 < entry.auroc.value < 0.9 and share / 2 < entry.average_precision.value < 4 * share
+    assert len(report.trust.expected_error.curve.count) == len(report.trust.error_probability.curve.count) > 1
+    assert report.trust.threshold == 32 and not report.trust.in_sample
 
     place = {"data": "pairs", "split": "test"}
     own = make_pipe("pixel", calibration=pipe.config.calibration | place)
-    assert evaluate(own, tmp_path / "pairs", **options, max_images=1)["trust"]["in_sample"]
+    assert evaluate(own, tmp_path / "pairs", **options, max_images=1).trust.in_sample
     expected = np.mean([result.expected_error.numpy() for result in evaluate_pairs(pipe, read, STEPS)])
-    curve = report["trust"]["expected_error"]["curve"]
-    assert np.average(curve["expected"], weights=curve["count"]) == pytest.approx(expected, rel=0.05)
-    assert (
-        "auroc" not in evaluate(pipe, data, **options)["trust"]["uncertainties"]["SAR gradient"]
-    )  # none in these pairs
+    curve = report.trust.expected_error.curve
+    assert np.average(curve.expected, weights=curve.count) == pytest.approx(expected, rel=0.05)
+    agreeing = evaluate(pipe, data, **options).trust
+    assert agreeing.uncertainties["SAR gradient"].auroc is None, "these pairs hold no discrepancies"
 
 
 def test_the_spread_is_that_of_other_samples(make_pipe, pairs):
@@ -192,16 +192,16 @@ def test_crops_cover_the_image_without_overlap(pairs):
 
 def test_the_report_says_what_was_not_looked_at(pipe, data):
     report = evaluate(pipe, data, crop_size=48, max_images=3, lpips_net=None, download=False)
-    assert (report["n"], report["pairs"]) == (3, "3 of 4")
-    assert report["fraction_of_pixels"] == pytest.approx(48**2 / 64**2, abs=1e-4)
-    assert [entry["metric"] for entry in report["left_out"]] == ["lpips", "fid", "kid"]
+    assert (report.n, report.pairs) == (3, "3 of 4")
+    assert report.fraction_of_pixels == pytest.approx(48**2 / 64**2, abs=1e-4)
+    assert [entry.metric for entry in report.left_out] == ["lpips", "fid", "kid"]
 
 
 def test_one_image_has_no_distribution(pipe, data, tmp_path):
     torch.save(lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False).state_dict(), tmp_path / "lpips.pt")
     report = evaluate(pipe, data, max_images=1, lpips_weights=tmp_path / "lpips.pt", download=False)
-    reasons = {entry["metric"]: entry["reason"] for entry in report["left_out"]}
-    assert reasons["kid_lpips_squeeze"] == "needs at least 2 images" and "kid_lpips_squeeze" not in report["mean"]
+    reasons = {entry.metric: entry.reason for entry in report.left_out}
+    assert reasons["kid_lpips_squeeze"] == "needs at least 2 images" and "kid_lpips_squeeze" not in report.mean
 
 
 def test_floors_in_closed_form(pipe, pairs):
@@ -242,11 +242,11 @@ def test_the_report_names_the_autoencoder_and_its_ceiling(make_pipe, data, tmp_p
     tiny_taesd().save_pretrained(tmp_path / "taesd")
     options = dict(max_images=2, lpips_net=None, download=False)
     own = evaluate(tmp_path / "model", data, **options)
-    assert own["autoencoder"] == f"AutoencoderKL, {tmp_path / 'model/vae'}"
+    assert own.autoencoder == f"AutoencoderKL, {tmp_path / 'model/vae'}"
     other = evaluate(tmp_path / "model", data, output=tmp_path / "out", vae=str(tmp_path / "taesd"), **options)
-    assert other["autoencoder"] == f"AutoencoderTiny, {tmp_path / 'taesd'}"
-    assert json.loads((tmp_path / "out/metrics.json").read_text())["ceiling"] == other["ceiling"]
-    assert other["ceiling"]["psnr"] != own["ceiling"]["psnr"] and other["floors"] == own["floors"]
+    assert other.autoencoder == f"AutoencoderTiny, {tmp_path / 'taesd'}"
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["ceiling"] == other.ceiling
+    assert other.ceiling["psnr"] != own.ceiling["psnr"] and other.floors == own.floors
     lines = capsys.readouterr().out.splitlines()
     psnr = [line for line in lines if line.startswith("psnr")][-1]
     assert psnr.split()[-1] == f"{other['ceiling']['psnr']:.4f}"
@@ -261,13 +261,13 @@ def test_a_pipeline_in_memory_keeps_its_autoencoder(pipe, data):
 def test_mean_colour_comes_from_train_and_never_from_the_split(pipe, data, tmp_path):
     report = evaluate(pipe, data, max_images=2, lpips_net=None, download=False)
     train = [read_pair(row).eo for row in load_pairs(data, "train")]
-    assert report["mean_colour"] == pytest.approx(np.mean(train, axis=(0, 1, 2)) / 255)
+    assert report.mean_colour == pytest.approx(np.mean(train, axis=(0, 1, 2)) / 255)
     write_pairs(tmp_path / "test_only", 2, size=64, split="test")
     report = evaluate(pipe, tmp_path / "test_only", lpips_net=None, download=False)
-    assert set(report["floors"]) == {"sar_grey"}
-    assert report["left_out"][-1]["metric"] == "floor mean_colour"
+    assert set(report.floors) == {"sar_grey"}
+    assert report.left_out[-1].metric == "floor mean_colour"
     report = evaluate(pipe, tmp_path / "test_only", lpips_net=None, download=False, mean_colour=[0.1, 0.2, 0.3])
-    assert report["mean_colour"] == [0.1, 0.2, 0.3] and "mean_colour" in report["floors"]
+    assert report.mean_colour == [0.1, 0.2, 0.3] and "mean_colour" in report.floors
 
 
 def test_a_folder_with_content_is_not_overwritten(pipe, data, tmp_path):

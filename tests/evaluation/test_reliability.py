@@ -1,7 +1,5 @@
 """Statistics of uncertainty against error models with closed forms, and against scikit-learn and scipy."""
 
-import json
-
 import numpy as np
 import pytest
 from scipy.integrate import quad
@@ -21,10 +19,10 @@ from c_diffset.evaluation.reliability import (
     paired_bootstrap,
     quantile_bins,
     reliability_curve,
-    reliability_report,
     sparsification_curve,
     spearman,
 )
+from c_diffset.evaluation.report import Estimate
 
 N = 200_000
 THRESHOLD = 32.0
@@ -40,6 +38,15 @@ def gaussian() -> tuple[np.ndarray, np.ndarray]:
 
 def images_of(errors: np.ndarray, count: int) -> list[np.ndarray]:
     return [part.reshape(4, -1) for part in np.split(errors, count)]
+
+
+def sample_of(errors: list, uncertainties: dict[str, list] | None = None, pixels_per_image: int = 512, **maps: list):
+    """The sample of images, whose `errors`, `uncertainties` and other maps are lists with one array for each image."""
+    sample = PixelSample(pixels_per_image)
+    for i, error in enumerate(errors):
+        own = {name: values[i] for name, values in (uncertainties or {}).items()}
+        sample.add(error, own, **{name: values[i] for name, values in maps.items()})
+    return sample
 
 
 # ----------------------------------------------------------------------------------------------------- reliability
@@ -171,7 +178,8 @@ def test_a_weight_is_a_repetition(statistic, tied):
 
 def test_interval_of_a_mean_is_the_normal_one():
     values = np.random.default_rng(0).normal(10, 3, 400)
-    mean, low, high = bootstrap_mean(values)
+    found = bootstrap_mean(values)
+    mean, low, high = found.value, found.low, found.high
     half = 1.96 * values.std() / 20
     assert mean == pytest.approx(values.mean())
     assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.1 * half)
@@ -182,9 +190,9 @@ def test_paired_bootstrap_sees_a_difference_that_the_images_hide():
     rng = np.random.default_rng(0)
     images = rng.normal(20, 5, 100)
     better = images + 0.5 + rng.normal(0, 0.5, 100)
-    difference, low, high = paired_bootstrap(better, images)
-    assert difference == pytest.approx((better - images).mean())
-    assert 0 < low < difference < high < 1
+    difference = paired_bootstrap(better, images)
+    assert difference.value == pytest.approx((better - images).mean())
+    assert 0 < difference.low < difference.value < difference.high < 1
     assert bootstrap_mean(better).low < bootstrap_mean(images).high  # unpaired intervals overlap
 
 
@@ -199,8 +207,8 @@ def test_the_interval_is_over_images_not_pixels():
     """100 images, each of one error everywhere: the pixels within one add nothing to its width."""
     rng = np.random.default_rng(0)
     errors = [np.full((16, 16), value) for value in rng.normal(20, 4, 100)]
-    found = reliability_report(errors, {})["mean_error"]
-    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * 4 / 10, rel=0.25)
+    found = sample_of(errors).report().mean_error
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 4 / 10, rel=0.25)
 
 
 # ------------------------------------------------------------------------------------------------------- the report
@@ -210,44 +218,43 @@ def test_report_on_gaussian_errors(gaussian):
     scale, error = gaussian
     rng = np.random.default_rng(2)
     parts = {
-        "errors": images_of(error, 50),
-        "uncertainties": {"expected_error": images_of(scale**2, 50), "chance": images_of(rng.random(N), 50)},
         "expected": images_of(scale * np.sqrt(2 / np.pi), 50),
         "probability": images_of(erfc(THRESHOLD / scale / np.sqrt(2)), 50),
         "discrepancy": images_of(scale > 30, 50),
     }
-    report = reliability_report(**parts, threshold=THRESHOLD, pixels_per_image=2000, resamples=40)
-    assert json.loads(json.dumps(report, allow_nan=False)) == report
-    assert (report["images"], report["pixels"]) == (50, N)
-    by_variance, by_chance = (report["uncertainties"][name] for name in ("expected_error", "chance"))
-    assert by_variance["ause"]["value"] == pytest.approx(ause(error, scale), abs=0.01)
-    assert by_variance["spearman"]["value"] == pytest.approx(spearman(error, scale), abs=0.01)
-    assert by_variance["auroc"]["value"] == by_variance["average_precision"]["value"] == 1
-    assert by_chance["ause"]["value"] == pytest.approx(report["constant"]["ause"], abs=0.01)
-    for statistic in (by_variance["ause"], by_chance["spearman"], report["mean_error"]):
-        assert statistic["low"] <= statistic["value"] <= statistic["high"]
-    difference = by_chance["ause_difference"]
-    assert difference["value"] == pytest.approx(by_chance["ause"]["value"] - by_variance["ause"]["value"])
-    assert 0 < difference["low"] < difference["high"]
-    found = report["expected_error"]["calibration_error"]
-    assert 0 <= found["low"] <= found["value"] <= found["high"] and found["value"] < 0.4
-    assert report["error_probability"]["calibration_error"]["value"] < 0.01
-    assert sum(report["expected_error"]["curve"]["count"]) == pytest.approx(N)
+    uncertainties = {"variance": images_of(scale**2, 50), "chance": images_of(rng.random(N), 50)}
+    sample = sample_of(images_of(error, 50), uncertainties, pixels_per_image=2000, **parts)
+    report = sample.report(THRESHOLD, resamples=40)
+    assert (report.images, report.pixels) == (50, N)
+    by_variance, by_chance = report.uncertainties["variance"], report.uncertainties["chance"]
+    assert by_variance.ause.value == pytest.approx(ause(error, scale), abs=0.01)
+    assert by_variance.spearman.value == pytest.approx(spearman(error, scale), abs=0.01)
+    assert by_variance.auroc.value == by_variance.average_precision.value == 1
+    assert by_chance.ause.value == pytest.approx(report.constant.ause, abs=0.01)
+    for statistic in (by_variance.ause, by_chance.spearman, report.mean_error):
+        assert statistic.low <= statistic.value <= statistic.high
+    difference = by_chance.ause_difference
+    assert difference.value == pytest.approx(by_chance.ause.value - by_variance.ause.value)
+    assert 0 < difference.low < difference.high
+    found = report.expected_error.calibration_error
+    assert 0 <= found.low <= found.value <= found.high and found.value < 0.4
+    assert report.error_probability.calibration_error.value < 0.01
+    assert sum(report.expected_error.curve.count) == pytest.approx(N)
 
 
 def test_a_large_image_counts_by_its_pixels():
-    report = reliability_report([np.full((10, 10), 1.0), np.full((30, 10), 5.0)], {}, pixels_per_image=10)
-    assert report["mean_error"]["value"] == pytest.approx((1 * 100 + 5 * 300) / 400)
-    assert report["pixels"] == 400
+    report = sample_of([np.full((10, 10), 1.0), np.full((30, 10), 5.0)], pixels_per_image=10).report()
+    assert report.mean_error.value == pytest.approx((1 * 100 + 5 * 300) / 400)
+    assert report.pixels == 400
 
 
 def test_masked_pixels_do_not_enter():
     error, mask = np.zeros((20, 20)), np.ones((20, 20), bool)
     error[:10], mask[:10] = 1e6, False
     error[10:] = np.arange(200).reshape(10, 20)
-    report = reliability_report([error, error], {"variance": [error, error]}, masks=[mask, ~mask & False])
-    assert (report["images"], report["pixels"]) == (1, 200)
-    assert report["mean_error"] == {"value": pytest.approx(99.5), "low": None, "high": None}
+    report = sample_of([error, error], {"variance": [error, error]}, mask=[mask, ~mask & False]).report()
+    assert (report.images, report.pixels) == (1, 200)
+    assert report.mean_error == Estimate(pytest.approx(99.5), None, None)
 
 
 def test_the_sample_depends_on_the_image_and_the_seed_alone():
@@ -265,8 +272,6 @@ def test_the_sample_depends_on_the_image_and_the_seed_alone():
 def test_report_refuses_what_it_cannot_tell():
     error = [np.ones((4, 4))] * 2
     with pytest.raises(ValueError, match="nothing to report"):
-        reliability_report(error, {}, masks=[np.zeros((4, 4), bool)] * 2)
+        sample_of(error, mask=[np.zeros((4, 4), bool)] * 2).report()
     with pytest.raises(ValueError, match="threshold"):
-        reliability_report(error, {}, probability=error)
-    with pytest.raises(ValueError, match="shorter|longer"):
-        reliability_report(error, {"variance": error[:1]})
+        sample_of(error, probability=error).report()

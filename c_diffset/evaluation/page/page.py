@@ -3,6 +3,7 @@
 from c_diffset.evaluation.page.markup import Html, element, join, table
 from c_diffset.evaluation.page.pictures import CONFIDENCE_COLOURS, ERROR_COLOURS, ERROR_FULL_SCALE
 from c_diffset.evaluation.page.plots import Line, plot
+from c_diffset.evaluation.report import Difference, Report, to_json
 from c_diffset.measurement.metrics import convention
 
 # what a report holds beside the protocol
@@ -80,7 +81,7 @@ FOOTER = "Generated images are synthetic: plausible, not observed. Written by c-
 
 
 def make_page(
-    reports: list[dict], names: list[str], differences: list[dict] | None = None, gallery: dict | None = None
+    reports: list[Report], names: list[str], differences: list[Difference] | None = None, gallery: dict | None = None
 ) -> str:
     """The page of one model or of several that were measured on the same images.
 
@@ -95,6 +96,8 @@ def make_page(
     Returns:
         A complete document. Every string in the arguments is escaped.
     """
+    reports = [report.to_json() for report in reports]
+    differences = to_json(differences or [])
     sections = {"Metrics": _metrics(reports, names)}
     if differences:
         sections["Differences"] = _differences(differences, names[0])

@@ -7,6 +7,7 @@ import numpy as np
 import PIL.Image
 from torch import Tensor
 
+from c_diffset.evaluation.report import ImageMetrics
 from c_diffset.measurement.measure import PairResult
 from c_diffset.measurement.picture_grid import colour_confidence
 
@@ -93,7 +94,7 @@ def _data_uri(pixels: np.ndarray) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def gallery_of(galleries: list[Gallery], names: list[str], images: list[list[dict]]) -> dict:
+def gallery_of(galleries: list[Gallery], names: list[str], images: list[list[ImageMetrics]]) -> dict:
     """What `make_page` takes: the images that the first model's gallery chose, with the pictures of all models.
 
     Args:
@@ -102,14 +103,14 @@ def gallery_of(galleries: list[Gallery], names: list[str], images: list[list[dic
     worst, best = galleries[0].ranking()
     cards = {number: _card(number, galleries, names, images) for number in worst + best}
     return {
-        "metric": ranking_metric(images[0][0]),
+        "metric": ranking_metric(images[0][0].metrics),
         "worst": [cards[number] for number in worst],
         "best": [cards[number] for number in best],
     }
 
 
-def _card(number: int, galleries: list[Gallery], names: list[str], images: list[list[dict]]) -> dict:
-    rows = [{name: value for name, value in rows[number].items() if name != "id"} for rows in images]
+def _card(number: int, galleries: list[Gallery], names: list[str], images: list[list[ImageMetrics]]) -> dict:
+    rows = [rows[number].metrics for rows in images]
     pictures = [gallery.pictures[number] for gallery in galleries]
     if len(names) == 1:
         groups = [{"name": None, "metrics": rows[0], "pictures": list(pictures[0].items())}]
@@ -119,4 +120,4 @@ def _card(number: int, galleries: list[Gallery], names: list[str], images: list[
         for name, row, own in zip(names, rows, pictures, strict=True):
             made = [(label, uri) for label, uri in own.items() if label not in ("SAR", "true")]
             groups.append({"name": name, "metrics": row, "pictures": made})
-    return {"id": images[0][number]["id"], "groups": groups}
+    return {"id": images[0][number].id, "groups": groups}
