@@ -1,4 +1,4 @@
-"""Distil a SAR to EO model: accelerate launch tools/distill.py --config train_configs/NAME.yaml"""
+"""Distil a SAR to EO model: accelerate launch tools/distill.py --config RECIPE"""
 
 from c_diffset.commands import train_as_told
 

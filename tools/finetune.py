@@ -1,4 +1,4 @@
-"""Fine-tune a SAR to EO model: accelerate launch tools/finetune.py --config train_configs/NAME.yaml"""
+"""Fine-tune a SAR to EO model: accelerate launch tools/finetune.py --config RECIPE"""
 
 from c_diffset.commands import train_as_told
 

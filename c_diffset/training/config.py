@@ -9,6 +9,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from c_diffset.objectives.adversarial import AdversarialLoss
+from c_diffset.training.recipes import ConfigAction, recipes
 
 
 @dataclass
@@ -328,9 +329,10 @@ class DistillConfig(RunConfig):
 
 
 def config_parser(config_class: type, description: str) -> ArgumentParser:
-    """A parser that reads `--config FILE.yaml`, and every field of `config_class` as an option that overrides it."""
-    parser = ArgumentParser(description=description, usage="%(prog)s --config FILE.yaml [--NAME VALUE ...]")
-    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    """A parser that reads `--config NAME_OR_FILE`, and every field of `config_class` as an option that overrides it."""
+    parser = ArgumentParser(description=description, usage="%(prog)s --config RECIPE [--NAME VALUE ...]")
+    text = f"YAML file with any of the settings below, or the name of a recipe: {', '.join(recipes())}"
+    parser.add_argument("--config", action=ConfigAction, metavar="RECIPE", help=text)
     parser.add_class_arguments(config_class, as_group=False)
     return parser
 
