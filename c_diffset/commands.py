@@ -7,8 +7,8 @@ from pathlib import Path
 from accelerate import PartialState
 from diffusers import AutoencoderTiny
 
-from c_diffset.data.layouts import Summary
-from c_diffset.data.layouts import prepare as prepare_pairs
+from c_diffset.data.prepare import Summary
+from c_diffset.data.prepare import prepare as prepare_pairs
 from c_diffset.hub.publish import check_target, publish
 from c_diffset.hub.publish_pairs import check_push, publish_pairs
 from c_diffset.training.config import DistillConfig, FinetuneConfig, RunConfig, parse_config
@@ -34,20 +34,27 @@ def prepare(
     private: bool = False,
     overwrite: bool = False,
 ) -> Summary:
-    """Write a data set of a known layout in the standard form (see `c_diffset.data.layouts.prepare`), and publish it.
+    """Write a data set of a known layout in the standard form of `load_pairs`, and publish it where `push` says so.
+
+    The result is written aside and renamed when complete. Pairs that cannot be used are left out, and listed in
+    `summary.json` with the reason.
 
     Args:
-        layout: one of `LAYOUTS`.
-        source: the data set's folder (a CSV file for `csv`).
-        out: a folder that is absent or empty; to `push`, also one that an earlier call has finished, which is published
-            as it is.
-        fractions: shares of train, validation and test, as far as the layout does not settle them; 0 for no such split.
-        seed: of the random splits.
-        sar_dir, eo_dir, mask_dir: for `folders`, as in `load_pairs`.
-        progress: show a progress bar.
-        push: Hub id that the result is published to, as Parquet with a card.
-        license, private: of that repository.
-        overwrite: replace what that repository holds, even where that is other pairs.
+        layout: The layout of the data set: sen1-2, sen12ms, qxs-saropt, sar2opt, spacenet6, folders or csv.
+        source: The folder of the data set (for the layout csv, the CSV file).
+        out: The folder to write, which is absent or empty. With `push` it may also be one that an earlier call has
+            finished, which is then published as it is.
+        fractions: The shares of train, validation and test, as far as the layout does not settle them. A share of 0
+            leaves a split out.
+        seed: Random seed of the splits.
+        sar_dir: The folder of the SAR images in `source` or its split folders, for the layout folders.
+        eo_dir: The folder of the EO images, in the same place.
+        mask_dir: The folder of the masks, in the same place.
+        progress: Whether to show a progress bar.
+        push: The Hub id of the data set repository that the result is published to, as Parquet with a card.
+        license: The licence of the data, which the repository states.
+        private: Whether a new repository is private.
+        overwrite: Whether to replace what the repository holds, even where that is other pairs.
 
     Raises:
         ValueError: unknown layout, no pairs found, or none fit to use; an unfit id or licence.
@@ -59,7 +66,7 @@ def prepare(
         summary = _read_summary(Path(out), layout)
     else:
         folders = {"sar_dir": sar_dir, "eo_dir": eo_dir, "mask_dir": mask_dir}
-        summary = prepare_pairs(layout, source, out, fractions=fractions, seed=seed, progress=progress, **folders)
+        summary = prepare_pairs(layout, source, out, fractions, seed, folders, progress)
     if push is not None:
         publish_pairs(out, push, license=license, private=private, overwrite=overwrite)
     return summary

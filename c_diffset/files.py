@@ -84,23 +84,25 @@ def folder_aside(target: Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: `target` is there and is not an empty folder.
+        OSError: another process is filling it.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists and is not an empty folder: name another one")
     aside = target.with_name(f".{target.name}{PARTIAL}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    if aside.exists():
-        remove_own(aside)  # of a process that was killed
-    make_own(aside)
-    try:
-        yield aside
-        (aside / MARKER).unlink()
-        if target.exists():
-            target.rmdir()
-        aside.rename(target)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+    with locked(aside.with_name(f"{aside.name}.lock"), f"another process is writing {target}: name another folder"):
+        if aside.exists():
+            remove_own(aside)  # of a process that was killed
+        make_own(aside)
+        try:
+            yield aside
+            (aside / MARKER).unlink()
+            if target.exists():
+                target.rmdir()
+            aside.rename(target)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
 
 
 # --------------------------------------------------------------------------------------------------------- ownership
@@ -187,6 +189,6 @@ def public_name(source: str | os.PathLike) -> str:
 
 def check_id(name: str, where: str) -> str:
     """Return an id that is fit to be a file name; ValueError for one that is not, such as `../a`."""
-    if not name or name in (".", "..") or any(sign in name for sign in "/\\\0"):
-        raise ValueError(f"{where}: {name!r} cannot be an id: it has to work as a file name.")
+    if name in ("", ".", "..") or not name.isprintable() or any(sign in name for sign in "/\\"):
+        raise ValueError(f"{where}: {name!r:.200} cannot be an id: it has to work as a file name.")
     return name

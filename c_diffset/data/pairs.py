@@ -37,6 +37,9 @@ class Pair:
 def read_pair(row: Mapping[str, Any]) -> Pair:
     """Read and check one row of `load_pairs`.
 
+    EO is a picture: the largest value of its integer type is white, whatever it shows. A TIFF with a scale or an offset
+    holds physical quantities instead, such as reflectances, and is refused as EO.
+
     The mask joins the row's `mask` image (nonzero = valid) with the nodata that the rasters themselves declare. Under
     the mask, SAR values that are not finite are set to the smallest valid value, so that they cannot spread. A
     `discrepancy` image (nonzero = the images show different things) is for evaluation alone.
@@ -55,7 +58,8 @@ def read_pair(row: Mapping[str, Any]) -> Pair:
     if eo.ndim != 3 or eo.shape[2] != 3:
         raise ValueError(f"pair {row['id']}: {_name(row, 'eo')} has shape {eo.shape}; expected H x W x 3 (RGB).")
     if eo.dtype == np.float32:
-        raise ValueError(f"pair {row['id']}: {_name(row, 'eo')} holds floats; expected 8- or 16-bit RGB.")
+        found = f"{_name(row, 'eo')} holds floats, or declares a scale"
+        raise ValueError(f"pair {row['id']}: {found}; expected 8- or 16-bit RGB.")
     masks = [valid for valid in (sar_valid, eo_valid) if valid is not None]
     if "mask" in images:
         masks.append(_nonzero(images["mask"][0]))
@@ -114,23 +118,29 @@ def load_pairs(
       `datasets`, with `sar_file_name`, `eo_file_name`, optional `mask_file_name`, `id` and metadata;
     - a folder with `sar/` and `eo/` (and `mask/`), at its root or per split folder; partners share their name up to the
       suffix. The parameters `sar_dir`, `eo_dir`, `mask_dir` allow other names;
-    - a `.csv` file with columns `sar`, `eo`, optional `mask`, `id`, `split` and metadata; paths relative to the file;
+    - a `.csv` file with columns `sar`, `eo`, optional `mask`, `discrepancy`, `id`, `split` and metadata; paths relative
+      to the file;
     - Parquet (`.parquet`, image columns `sar`, `eo`, bytes embedded) or WebDataset (`.tar`, `NAME.sar.png`,
       `NAME.eo.png`, `NAME.mask.png`, `NAME.json`), one file or a folder. A file belongs to the split whose name is in
       its path;
     - otherwise the id `owner/name` of a data set on the Hugging Face Hub, with columns `sar` and `eo`.
 
+    Images are bytes inside a row, files inside of the data folder (wherever links lead), or files of the Hub's data set
+    itself: anything else is refused. So is metadata that has the name of an image (`sar`, `eo`, `mask`, `discrepancy`).
+
     Args:
-        split: which split; may be left out where there is only one. Data without splits is `train`.
-        streaming: an `IterableDataset`, for what does not fit the disk.
-        sar_dir, eo_dir, mask_dir: folders of the two-folder form, relative to `source` or to its split folders.
+        source: The folder, file or Hub id that holds the pairs.
+        split: The split to load; it may be left out where there is only one. Data without splits is `train`.
+        streaming: Load an `IterableDataset`, for data that does not fit the disk.
+        sar_dir, eo_dir, mask_dir: The folders of the two-folder form, relative to `source` or to its split folders.
 
     Returns:
-        Columns `sar`, `eo`, optional `mask` (each `Image(decode=False)`), `id` and the metadata.
+        Columns `sar`, `eo`, optional `mask` and others (each `Image(decode=False)`), `id` and the metadata. Nested
+        metadata, and a column that mixes types, become text.
 
     Raises:
-        ValueError, OSError: unknown form or split, a missing partner or file, a path that leaves its folder, repeated
-            ids. The message names it.
+        ValueError, OSError: unknown form or split, a missing partner or file, a path that leaves its folder, a damaged
+            file, repeated ids. The message names it.
     """
     splits = open_splits(source, streaming, sar_dir, eo_dir, mask_dir)
     if split is None and len(splits) > 1:

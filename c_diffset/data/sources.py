@@ -1,28 +1,34 @@
 """The forms that pairs are stored in: tables of files, parallel folders, Parquet, WebDataset and the Hub.
 
-`open_splits` recognises the form. Files come from strangers: no path in a table or archive may leave its folder, and
-no id may, since ids become file names.
+`open_splits` recognises the form. Files come from strangers, so one rule holds: the images of a row are embedded
+bytes, real files inside of the data folder (links are followed first), or `hf://` files of the data set itself. Ids,
+splits and names of image columns become file names: they are fit to be such.
 """
 
 from __future__ import annotations
 
 import csv
+import glob
 import json
 import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import huggingface_hub
+import pyarrow as pa
 from datasets import Dataset, Image, IterableDataset, concatenate_datasets, load_dataset
 
+from c_diffset.data.images import ON_HUB
 from c_diffset.files import HUB_ID, check_id
 
+IMAGES = ("sar", "eo", "mask", "discrepancy")  # what `read_pair` reads
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 TABLE_NAMES = ("metadata.jsonl", "metadata.csv")
 IMAGE_KEY = "_file_name"  # `sar_file_name` in a table becomes the image column `sar`, as `imagefolder` has it
@@ -39,40 +45,134 @@ def open_splits(
     mask_dir: str | None = None,
 ) -> dict[str, Callable[[], Pairs]]:
     """Recognise the form of `source`; return for every split the function that loads it."""
-    path = Path(source)
+    path, readers = Path(source), {}
     if path.suffix == ".csv" and path.is_file():
         readers = _table_splits([path], path.parent)
-    elif path.is_dir() and (sar_dir or eo_dir):
-        readers = _folder_splits(path, sar_dir or "sar", eo_dir or "eo", mask_dir or "mask")
     elif path.is_dir():
-        tables = [file for pattern in ("", "*/") for name in TABLE_NAMES for file in sorted(path.glob(pattern + name))]
-        readers = _table_splits(tables, path) or _folder_splits(path, "sar", "eo", mask_dir or "mask")
-    else:
-        readers = {}
+        tables = [] if sar_dir or eo_dir else _find_tables(path)
+        readers = _table_splits(tables, path) or _folder_splits(
+            path, sar_dir or "sar", eo_dir or "eo", mask_dir or "mask"
+        )
     if readers:
-        return {name: partial(_from_rows, source, read, streaming) for name, read in readers.items()}
+        return {name: partial(_from_rows, str(source), read, streaming) for name, read in readers.items()}
     return _packed_splits(path, str(source), streaming)
 
 
-def _from_rows(source: str | os.PathLike, read: Callable[[], list[Row]], streaming: bool) -> Pairs:
+def _from_rows(source: str, read: Callable[[], list[Row]], streaming: bool) -> Pairs:
     """A data set of rows with `sar`, `eo` and other images as `_ImagePath`."""
     rows = read()
     repeated = [name for name, count in Counter(row["id"] for row in rows).items() if count > 1]
     if repeated:
         raise ValueError(f"{source}: id {repeated[0]!r} occurs more than once; ids must be unique within a split.")
-    keys = dict.fromkeys(key for row in rows for key in row)
-    dataset = Dataset.from_dict({key: [row.get(key) for row in rows] for key in keys})
-    for key in keys:
-        if any(isinstance(row.get(key), _ImagePath) for row in rows):
-            dataset = dataset.cast_column(key, Image(decode=False))
+    dataset = _to_dataset(rows, source)
+    for key in {key for row in rows for key, value in row.items() if isinstance(value, _ImagePath)}:
+        dataset = dataset.cast_column(key, Image(decode=False))
     return dataset.to_iterable_dataset(num_shards=min(64, len(dataset))) if streaming else dataset
 
 
+def _to_dataset(rows: list[Row], source: str) -> Dataset:
+    """Rows as a data set; columns that mix types, or hold what is too large for any, become text."""
+    columns = {}
+    for key in dict.fromkeys(key for row in rows for key in row):
+        columns[key] = [row.get(key) for row in rows]
+        try:
+            pa.array(columns[key])
+        except (pa.ArrowException, OverflowError):
+            columns[key] = [_text(value) for value in columns[key]]
+        except ValueError as error:
+            raise ValueError(f"{source}: the values of {key!r:.200} are no data: {error}") from None
+    return Dataset.from_dict(columns)
+
+
+def _flat(value: Any) -> Any:
+    """A value of metadata: numbers, text and lists of them as they are, whatever is nested as JSON text."""
+    nested = isinstance(value, dict) or isinstance(value, list) and any(isinstance(x, (dict, list)) for x in value)
+    return _text(value) if nested else value
+
+
+def _text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _check_key(key: Any, images: Iterable[str], where: str) -> None:
+    """Metadata must not take the place of images: ValueError."""
+    if key in IMAGES or key in images:
+        raise ValueError(f"{where}: {key!r:.200} is no image there, but the name is kept for images: rename it.")
+
+
 class _ImagePath(str):
-    """The path of an image, told apart from other text."""
+    """The path of an image that has been checked, told apart from other text."""
+
+
+# ---------------------------------------------------------------------------------------- inside of the data folder
+
+
+def check_inside(path: str | os.PathLike, folder: str | os.PathLike, where: str = "") -> None:
+    """Refuse what lies, when all links are followed, outside of the folder.
+
+    In a snapshot that the Hub's client has downloaded, files are links to the blobs beside it; those may be.
+
+    Raises:
+        ValueError: it lies outside; the message starts with `where`.
+    """
+    real = os.path.realpath(path)
+    if not any(real == root or real.startswith(os.path.join(root, "")) for root in _roots(os.path.abspath(folder))):
+        raise ValueError(f"{where or path}: {str(path)!r:.500} lies outside {folder}; images must lie inside.")
+
+
+@lru_cache(maxsize=16)
+def _roots(folder: str) -> tuple[str, ...]:
+    real = Path(folder).resolve()
+    repositories = (part.parent for part in real.parents if part.name == "snapshots")
+    return str(real), *(str(part / "blobs") for part in repositories if part.name.startswith("datasets--"))
+
+
+def find_images(folder: Path, root: Path) -> Iterator[Path]:
+    """Images in a folder and below it, in order; links are followed, each folder is visited once.
+
+    Raises:
+        ValueError: a link leads out of `root`.
+        OSError: a folder cannot be read.
+    """
+
+    def fail(error: OSError):
+        raise error
+
+    check_inside(folder, root)
+    visited = {os.path.realpath(folder)}
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=fail):
+        new = {os.path.realpath(os.path.join(parent, name)): name for name in sorted(folders) if name[0] != "."}
+        folders[:] = [name for real, name in new.items() if real not in visited]
+        visited |= new.keys()
+        images = sorted(filter(_is_image, names))
+        for name in (*folders, *images):
+            check_inside(os.path.join(parent, name), root)
+        yield from (Path(parent, name) for name in images)
+
+
+def list_images(folder: Path, root: Path) -> dict[str, Path]:
+    """The images of `find_images` by their path without suffix, relative and with slashes, sorted."""
+    found: dict[str, Path] = {}
+    for path in find_images(folder, root) if folder.is_dir() else ():
+        stem = path.relative_to(folder).with_suffix("").as_posix()
+        if stem in found:
+            raise ValueError(f"{path} and {found[stem]} share their name; partners could not be told apart.")
+        found[stem] = path
+    return dict(sorted(found.items()))
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 # ------------------------------------------------------------------------------------ tables: metadata and CSV
+
+
+def _find_tables(root: Path) -> list[Path]:
+    found = [file for pattern in ("", "[!.]*/") for name in TABLE_NAMES for file in sorted(root.glob(pattern + name))]
+    for file in found:
+        check_inside(file, root)
+    return [file for file in found if file.is_file()]
 
 
 def _table_splits(tables: list[Path], root: Path) -> dict[str, Callable[[], list[Row]]]:
@@ -80,48 +180,61 @@ def _table_splits(tables: list[Path], root: Path) -> dict[str, Callable[[], list
     splits = {}
     for table in tables:
         if table.parent == root:
-            names = dict.fromkeys(entry.get("split") or "train" for entry in _read_table(table))
-            splits |= {name: partial(_table_rows, table, name) for name in names}
+            names = dict.fromkeys(check_id(_split_of(entry), str(table)) for entry in _read_table(table))
+            splits |= {name: partial(_table_rows, table, root, name) for name in names}
         else:
-            splits[table.parent.name] = partial(_table_rows, table)
+            splits[table.parent.name] = partial(_table_rows, table, root)
     return splits
 
 
+def _split_of(entry: Row) -> str:
+    return str(entry.get("split") or "train")
+
+
 def _read_table(table: Path) -> list[Row]:
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        if table.suffix == ".csv":
-            entries = list(csv.DictReader(file))
-        else:
-            try:
-                entries = [json.loads(line) for line in file if line.strip()]
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{table}: not a table of one JSON object a line: {error}") from error
+    """The rows of a table, as they are; ValueError where it is none."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            if table.suffix == ".csv":
+                entries = list(csv.DictReader(file, strict=True))
+            else:  # NaN and infinity, which JSON does not know, are missing values
+                entries = [json.loads(line, parse_constant=lambda _: None) for line in file if line.strip()]
+    except (ValueError, RecursionError, csv.Error) as error:
+        kind = "a CSV file" if table.suffix == ".csv" else "a table of one JSON object a line"
+        raise ValueError(f"{table}: not {kind}: {error}") from error
     if not entries:
         raise ValueError(f"{table} names no pairs.")
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, dict) or None in entry:  # DictReader files surplus fields under None
-            raise ValueError(f"{table}, row {number}: expected one named value for each column; found {entry}.")
+            raise ValueError(f"{table}, row {number}: expected one named value for each column; found {entry!r:.200}.")
     return entries
 
 
-def _table_rows(table: Path, split: str | None = None) -> list[Row]:
+def _table_rows(table: Path, root: Path, split: str | None = None) -> list[Row]:
     """The rows of one split; warns of images beside the SAR images that the table does not name."""
-    rows, named = [], set()
-    for number, entry in enumerate(_read_table(table), 1):
-        row = {}
+    rows, named, entries = [], set(), _read_table(table)
+    columns = {}  # of images, by their keys
+    for key in dict.fromkeys(key for entry in entries for key in entry):
+        if key.endswith(IMAGE_KEY) or (table.suffix == ".csv" and key in IMAGES):
+            columns[key] = check_id(key.removesuffix(IMAGE_KEY), f"{table}, {key!r:.200}")
+            if columns[key] in ("id", "split"):
+                raise ValueError(f"{table}: {key!r} cannot be an image: rename it.")
+    for number, entry in enumerate(entries, 1):
+        row, where = {}, f"{table}, row {number}"
         for key, value in entry.items():
-            column = key.removesuffix(IMAGE_KEY)
-            is_image = column != key or (table.suffix == ".csv" and key in ("sar", "eo", "mask"))
-            if is_image and value:
-                row[column] = _inside(table.parent, str(value), f"{table}, row {number}")
-                named.add(row[column])
-            elif not is_image:
-                row[key] = value
+            if key not in columns:
+                _check_key(key, columns.values(), where)
+                row[key] = _flat(value)
+            elif value and columns[key] in row:
+                raise ValueError(f"{where}: {columns[key]!r:.200} is named twice.")
+            elif value:
+                row[columns[key]] = _inside(table.parent, value, root, where)
+        named.update(value for value in row.values() if isinstance(value, _ImagePath))
         missing = [key for key in ("sar", "eo") if key not in row]
         if missing:
-            raise ValueError(f"{table}, row {number} has no {' or '.join(missing)}; found {', '.join(entry)}.")
-        row["id"] = check_id(str(row.get("id") or Path(row["sar"]).stem), f"{table}, row {number}")
-        if split is None or (row.get("split") or "train") == split:
+            raise ValueError(f"{where} has no {' or '.join(missing)}; found {', '.join(entry)!r:.200}.")
+        row["id"] = check_id(str(row.get("id") or Path(row["sar"]).stem), where)
+        if split is None or _split_of(row) == split:
             rows.append(row)
     folders = {os.path.dirname(row["sar"]) for row in rows}
     stray = {file.path for folder in folders for file in os.scandir(folder) if _is_image(file.name)} - named
@@ -130,14 +243,17 @@ def _table_rows(table: Path, split: str | None = None) -> list[Row]:
     return rows
 
 
-def _inside(folder: Path, name: str, where: str) -> _ImagePath:
-    """The path of a file that a table names, which must exist and lie inside the table's folder."""
-    root = os.path.abspath(folder)
-    path = os.path.normpath(os.path.join(root, name))
-    if not path.startswith(os.path.join(root, "")):
-        raise ValueError(f"{where}: {name!r} lies outside {root}; paths must stay inside the folder of their table.")
+def _inside(folder: Path, name: Any, root: Path, where: str) -> _ImagePath:
+    """The path of a file that a table names, which must exist and lie inside the table's folder and its data folder."""
+    start = os.path.abspath(folder)
+    path = os.path.normpath(os.path.join(start, str(name)))
+    if not path.startswith(os.path.join(start, "")):
+        raise ValueError(
+            f"{where}: {name!r:.500} lies outside {start}, the folder of the table; paths must stay inside."
+        )
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{where}: {name!r} is not a file in {root}.")
+        raise FileNotFoundError(f"{where}: {name!r:.500} is not a file in {start}.")
+    check_inside(path, root, where)
     return _ImagePath(path)
 
 
@@ -148,16 +264,17 @@ def _folder_splits(root: Path, sar_dir: str, eo_dir: str, mask_dir: str) -> dict
     if (root / sar_dir).is_dir():
         parents = {"train": root}
     else:
-        parents = {child.name: child for child in sorted(root.iterdir()) if (child / sar_dir).is_dir()}
+        children = (child for child in sorted(root.iterdir()) if not child.name.startswith("."))
+        parents = {child.name: child for child in children if (child / sar_dir).is_dir()}
     return {
-        name: partial(_folder_rows, parent / sar_dir, parent / eo_dir, parent / mask_dir)
+        name: partial(_folder_rows, root, parent / sar_dir, parent / eo_dir, parent / mask_dir)
         for name, parent in parents.items()
     }
 
 
-def _folder_rows(sar_dir: Path, eo_dir: Path, mask_dir: Path) -> list[Row]:
+def _folder_rows(root: Path, sar_dir: Path, eo_dir: Path, mask_dir: Path) -> list[Row]:
     """Pair up files by their name without suffix; a mask may be absent, a partner may not."""
-    sar, eo, masks = list_images(sar_dir), list_images(eo_dir), list_images(mask_dir)
+    sar, eo, masks = (list_images(folder, root) for folder in (sar_dir, eo_dir, mask_dir))
     for names, others, folder in ((sar, eo, eo_dir), (eo, sar, sar_dir), (masks, sar, sar_dir)):
         lonely = sorted(names.keys() - others.keys())
         if lonely:
@@ -166,53 +283,53 @@ def _folder_rows(sar_dir: Path, eo_dir: Path, mask_dir: Path) -> list[Row]:
         raise ValueError(f"{sar_dir} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
     rows = []
     for stem, path in sar.items():
-        row = {"sar": _ImagePath(path), "eo": _ImagePath(eo[stem]), "id": stem.replace("/", "_")}
-        rows.append(row | {"mask": _ImagePath(masks[stem])} if stem in masks else row)
+        images = {"sar": path, "eo": eo[stem]} | ({"mask": masks[stem]} if stem in masks else {})
+        name = check_id(stem.replace("/", "_"), str(sar_dir))
+        rows.append({key: _ImagePath(image) for key, image in images.items()} | {"id": name})
     return rows
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-
-
-def list_images(folder: Path) -> dict[str, Path]:
-    """Images in a folder and below: path without suffix, relative and with slashes, to path, sorted."""
-    found: dict[str, Path] = {}
-    for parent, _, names in os.walk(folder, followlinks=True):
-        for name in names:
-            path = Path(parent, name)
-            if _is_image(name):
-                stem = path.relative_to(folder).with_suffix("").as_posix()
-                if stem in found:
-                    raise ValueError(f"{path} and {found[stem]} share their name; partners could not be told apart.")
-                found[stem] = path
-    return dict(sorted(found.items()))
 
 
 # ----------------------------------------------------------------------------- Parquet, WebDataset, Hugging Face Hub
 
 
+@contextmanager
+def _reading(source: str) -> Iterator[None]:
+    """What `datasets` raises for damaged files and lost connections, of a dozen types and many lines, as one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:500]
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"{source} cannot be read as a data set: {reason}") from error
+
+
 def _packed_splits(path: Path, source: str, streaming: bool) -> dict[str, Callable[[], Pairs]]:
     """Splits of what `datasets` reads itself. Local files belong to the split that their path names, else to train."""
-    cache = [datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE]
+    hub = None
     if not path.exists():
         if not HUB_ID.fullmatch(source):
             raise FileNotFoundError(f"{source} is neither a file or folder nor the id of a data set on the Hub.")
-        loaded, roots = load_dataset(source, streaming=streaming), [str(root) for root in cache]
+        form, data_files, hub = source, None, source
     else:
-        builder, files = _packed_files(path)
-        data_files: dict[str, list[str]] = {}
+        form, files = _packed_files(path)
+        data_files = {}
         for file in files:
             name = file.relative_to(path if path.is_dir() else path.parent).as_posix()
             word = re.search(r"(?<![a-z])(train|validation|test)(?![a-z])", name)
-            data_files.setdefault(word[1] if word else "train", []).append(str(file))
-        loaded, roots = load_dataset(builder, data_files=data_files, streaming=streaming), []
-    return {str(name): partial(_standard_columns, dataset, source, roots) for name, dataset in loaded.items()}
+            data_files.setdefault(word[1] if word else "train", []).append(glob.escape(os.path.abspath(file)))
+    with _reading(source):
+        loaded = load_dataset(form, data_files=data_files, streaming=streaming)
+    return {str(name): partial(_standard_columns, dataset, source, hub) for name, dataset in loaded.items()}
 
 
 def _packed_files(path: Path) -> tuple[str, list[Path]]:
     for builder, suffix in (("parquet", ".parquet"), ("webdataset", ".tar")):
         files = sorted(path.rglob(f"*{suffix}")) if path.is_dir() else [path] * (path.suffix == suffix)
+        for file in files:
+            if "::" in str(file):
+                raise ValueError(f"{str(file)!r}: rename it, since '::' stands between addresses")
+            if path.is_dir():
+                check_inside(file, path)
         if files:
             return builder, files
     raise ValueError(
@@ -221,51 +338,73 @@ def _packed_files(path: Path) -> tuple[str, list[Path]]:
     )
 
 
-def _standard_columns(dataset: Pairs, source: str, roots: list[str]) -> Pairs:
-    """Columns `sar`, `eo` and `mask` as undecoded images, `id`, and metadata, out of what a builder has loaded."""
+def _standard_columns(dataset: Pairs, source: str, hub: str | None) -> Pairs:
+    """Columns of undecoded images, `id`, and metadata, out of what a builder has loaded."""
     columns = dataset.column_names or []
-    names = {column: column.split(".")[0] for column in columns if column.split(".")[0] in ("sar", "eo", "mask")}
-    if sorted(names.values()) not in (["eo", "sar"], ["eo", "mask", "sar"]):
+    names = {column: column.split(".")[0] for column in columns if column.split(".")[0] in IMAGES}
+    if not {"sar", "eo"} <= set(names.values()) or len(set(names.values())) < len(names):
         raise ValueError(
-            f"{source}: expected one column each for sar, eo and perhaps mask; found {', '.join(columns)}."
+            f"{source}: expected one column each for sar, eo and perhaps mask and discrepancy; "
+            f"found {', '.join(columns)!r:.500}."
         )
-    dataset = dataset.rename_columns({old: new for old, new in names.items() if old != new})
-    others = [column for column, kind in dataset.features.items() if isinstance(kind, Image)]
-    images = list(dict.fromkeys([*names.values(), *others]))
-    for column in images:
-        dataset = dataset.cast_column(column, Image(decode=False))
-    rest = [column for column in dataset.column_names if column not in images]
-    tidy = partial(_tidy_row, source=source, images=images, roots=roots)
+    found = [column for column in columns if column in names or isinstance(dataset.features[column], Image)]
+    rest = [column for column in columns if column not in found]
+    for column in rest:
+        if _opens_files(dataset.features[column]):
+            raise ValueError(f"{source}: the column {column!r:.200} holds other media, or images inside: remove it.")
+    with _reading(source):
+        for column in found:  # before anything else: a streamed data set decodes images to rename its columns
+            dataset = dataset.cast_column(column, Image(decode=False))
+        dataset = dataset.rename_columns({old: new for old, new in names.items() if old != new})
+    images = [names.get(column, column) for column in found]
+    tidy = partial(_tidy_row, source=source, images=images, hub=hub)
     if isinstance(dataset, IterableDataset):
         return dataset.map(tidy, with_indices=True, remove_columns=rest)
     for column in images:
         for chunk in dataset.data.column(column).chunks:
             if chunk.field("bytes").null_count:
                 for image in chunk.to_pylist():
-                    _check_origin(image, source, roots)
+                    _check_origin(image, source, hub)
     metadata = dataset.select_columns(rest) if rest else ({} for _ in range(len(dataset)))
     rows = [tidy(row, index) for index, row in enumerate(metadata)]
-    keys = dict.fromkeys(key for row in rows for key in row)
-    columns = Dataset.from_dict({key: [row.get(key) for row in rows] for key in keys})
-    return concatenate_datasets([dataset.select_columns(images), columns], axis=1)
+    return concatenate_datasets([dataset.select_columns(images), _to_dataset(rows, source)], axis=1)
 
 
-def _tidy_row(row: Row, index: int, source: str, images: list[str], roots: list[str]) -> Row:
+def _opens_files(kind: Any) -> bool:
+    """Whether a type of column reads the files that its values name: images, sound and films, at any depth."""
+    if isinstance(kind, (dict, list)):
+        return any(map(_opens_files, kind.values() if isinstance(kind, dict) else kind))
+    inner = getattr(kind, "feature", None)
+    media = hasattr(kind, "decode_example") and type(kind).__name__ != "Json"
+    return media or (inner is not None and _opens_files(inner))
+
+
+def _tidy_row(row: Row, index: int, source: str, images: list[str], hub: str | None) -> Row:
     """The id and metadata of a row; WebDataset keeps the former in `__key__` and the latter in `json`."""
+    where = f"{source}, row {index}"
     for column in images:
-        _check_origin(row.get(column), source, roots)
-    hidden = {"__key__", "__url__", "json", "id", *images}
-    metadata = (row.get("json") or {}) | {key: value for key, value in row.items() if key not in hidden}
-    name = next((value for value in (row.get("id"), metadata.get("id"), row.get("__key__")) if value is not None), None)
-    name = f"{index:06d}" if name is None else str(name).removeprefix("./").replace("/", "_")
-    return metadata | {"id": check_id(name, f"{source}, row {index}")}
+        _check_origin(row.get(column), source, hub)
+    inner = row["json"] if isinstance(row.get("json"), dict) else {}
+    hidden = {"__key__", "__url__", "id", *images, *(["json"] if inner else [])}
+    for key in inner:
+        _check_key(key, images, where)
+    metadata = {key: _flat(value) for key, value in (inner | row).items() if key not in hidden}
+    named = (row.get("id"), inner.get("id"), row.get("__key__"))
+    name = next((str(value).removeprefix("./").replace("/", "_") for value in named if value is not None), None)
+    return metadata | {"id": check_id(f"{index:06d}" if name is None else name, where)}
 
 
-def _check_origin(image: Mapping | None, source: str, roots: list[str]) -> None:
-    """An image must be embedded, or be a file that `datasets` itself has fetched: below `roots` or on the Hub."""
-    if image is None or image.get("bytes") is not None:
+def _check_origin(image: Mapping | None, source: str, hub: str | None) -> None:
+    """An image must be embedded or, in a data set of the Hub, a file of its own: there, or where `datasets` puts it."""
+    if image is None or isinstance(image, Mapping) and isinstance(image.get("bytes"), bytes):
         return
-    path = os.path.normpath(image["path"] or "")
-    on_hub = image["path"].rsplit("::", 1)[-1].startswith("hf://") if image["path"] else False
-    if not on_hub and not any(path.startswith(os.path.join(os.path.abspath(root), "")) for root in roots):
-        raise ValueError(f"{source} refers to the file {image['path']!r} outside it; images must be embedded as bytes.")
+    path = isinstance(image, Mapping) and image.get("path") or ""
+    if hub is not None:
+        if ON_HUB.match(path) and path.startswith((f"hf://datasets/{hub}/", f"hf://datasets/{hub}@")):
+            return
+        own = os.path.join(huggingface_hub.constants.HF_HUB_CACHE, f"datasets--{hub.replace('/', '--')}")
+        extracted = datasets.config.EXTRACTED_DATASETS_PATH  # whose folders have hashes for names
+        real = os.path.realpath(path)
+        if any(real.startswith(os.path.join(os.path.realpath(root), "")) for root in (own, extracted)):
+            return
+    raise ValueError(f"{source} refers to the file {path!r:.500} outside it; images must be embedded as bytes.")

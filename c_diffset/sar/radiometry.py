@@ -28,7 +28,7 @@ def apply_scaling(values: np.ndarray, scales: tuple[float, ...], offsets: tuple[
         return values
     scale, offset = np.array([scales, offsets], np.float32)[:, :, None, None]
     with np.errstate(over="ignore"):
-        return values * scale + offset
+        return (values * scale + offset).astype(np.float32, copy=False)
 
 
 def measured(values: np.ndarray, units: str | None, nodata_declared: bool) -> np.ndarray:

@@ -16,6 +16,7 @@ from PIL import Image
 from rasterio.transform import Affine
 from tqdm.auto import tqdm
 
+from c_diffset.files import folder_aside
 from c_diffset.synthetic.world import (
     CLASSES,
     FOREST,
@@ -67,11 +68,11 @@ def make_pair(seed: int | Sequence[int], size: int = 256, looks: float = 4, disc
     """Renders the scene of `seed`: a pure function of its arguments.
 
     Args:
-        seed: a non-negative integer, or several.
-        size: side in pixels, 32 to 4096. A larger scene shows more ground at the same scale.
-        looks: shape of the gamma speckle, which has mean 1 and variance 1 / looks and is independent between pixels.
-        discrepancy: the fraction of pixels, 0 to 0.5, where the images disagree: ships and vehicles that only one of
-            them shows fill at most a third of it, parcels under another crop in one of them the rest. The mask has
+        seed: Random seed of the scene: a non-negative integer, or several.
+        size: The side in pixels, from 32 to 4096. A larger scene shows more ground at the same scale.
+        looks: The shape of the gamma speckle, of mean 1 and variance 1 / looks, which is independent between pixels.
+        discrepancy: The fraction of pixels, from 0 to 0.5, where the images disagree: ships and vehicles that only one
+            of them shows fill at most a third of it, parcels under another crop in one of them the rest. The mask has
             exactly round(discrepancy * size**2) pixels, or fewer where the scene has too few fields and forests.
 
     Two pairs that differ in `discrepancy` alone are identical outside their masks.
@@ -79,12 +80,7 @@ def make_pair(seed: int | Sequence[int], size: int = 256, looks: float = 4, disc
     Raises:
         ValueError: for a value outside these ranges.
     """
-    if not SIZES[0] <= size <= SIZES[1]:
-        raise ValueError(f"size is {size}, expected {SIZES[0]} to {SIZES[1]} pixels")
-    if not looks > 0:
-        raise ValueError(f"looks is {looks}, expected a positive number")
-    if not 0 <= discrepancy <= MAX_DISCREPANCY:
-        raise ValueError(f"discrepancy is {discrepancy}, expected a fraction of pixels from 0 to {MAX_DISCREPANCY}")
+    _check(size, looks, discrepancy)
     scene_rng, change_rng, grain_rng, speckle_rng = np.random.default_rng(seed).spawn(4)
     region = tuple(LANDSCAPES)[scene_rng.integers(len(LANDSCAPES))]
     scene = make_scene(scene_rng, size, LANDSCAPES[region])
@@ -94,6 +90,15 @@ def make_pair(seed: int | Sequence[int], size: int = 256, looks: float = 4, disc
     sar *= speckle_rng.standard_gamma(looks, sar.shape, dtype=np.float32) * np.float32(1 / looks)
     eo = _reflectance(scene, seen_by_eo, grain_rng.random(sar.shape, dtype=np.float32))
     return SyntheticPair(sar, eo, seen_by_sar != seen_by_eo, scene.classes, region)
+
+
+def _check(size: int, looks: float, discrepancy: float) -> None:
+    if not SIZES[0] <= size <= SIZES[1]:
+        raise ValueError(f"size is {size}, expected {SIZES[0]} to {SIZES[1]} pixels")
+    if not looks > 0:
+        raise ValueError(f"looks is {looks}, expected a positive number")
+    if not 0 <= discrepancy <= MAX_DISCREPANCY:
+        raise ValueError(f"discrepancy is {discrepancy}, expected a fraction of pixels from 0 to {MAX_DISCREPANCY}")
 
 
 def to_display(power: np.ndarray) -> np.ndarray:
@@ -198,18 +203,25 @@ def write_pairs(
 ) -> Path:
     """Writes `count` pairs in the `imagefolder` layout and returns their folder, `out/split`.
 
-    The folder gets `{sar,eo,discrepancy}/NNNN.*` and, last and at once, `metadata.jsonl` with the keys `sar_file_name`,
-    `eo_file_name`, `discrepancy_file_name`, `id` and `region` (the landscape). EO and discrepancy (255 where the images
-    disagree) are PNG. Pair i is `make_pair((seed, SPLITS.index(split), i), ...)`: splits of one seed share no scene.
+    The folder, which is written whole or not at all, holds `{sar,eo,discrepancy}/NNNN.*` and `metadata.jsonl` with the
+    keys `sar_file_name`, `eo_file_name`, `discrepancy_file_name`, `id` and `region` (the landscape). EO and discrepancy
+    (255 where the images disagree) are PNG. Splits of one seed share no scene.
 
     Args:
-        sar_format: "png" for 8-bit `to_display` values, "tif" for float32 dB with a made-up georeference.
-        progress: show a progress bar.
-        size, looks, discrepancy: as in `make_pair`.
+        out: The data set's folder, in which the folder of the split is made.
+        count: The number of pairs.
+        size: The side of the images in pixels, from 32 to 4096.
+        seed: Random seed of the scenes. Pair i is `make_pair((seed, SPLITS.index(split), i), ...)`.
+        looks: The number of looks of the speckle: fewer are noisier.
+        discrepancy: The fraction of pixels, from 0 to 0.5, where the two images show different things.
+        split: The split to write: train, validation or test.
+        sar_format: The format of the SAR images: "png" for 8-bit `to_display` values, or "tif" for float32 dB with a
+            made-up georeference.
+        progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: for a value outside its range.
-        FileExistsError: if `out/split` holds anything.
+        ValueError: a value is outside its range.
+        FileExistsError: `out/split` holds something.
     """
     if count < 1:
         raise ValueError(f"count is {count}, expected at least 1")
@@ -218,17 +230,14 @@ def write_pairs(
     for name, value, known in (("split", split, SPLITS), ("sar_format", sar_format, SAR_FORMATS)):
         if value not in known:
             raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
-    folder = Path(out) / split
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty: choose another folder or delete this one")
-    lines = []
-    for i in tqdm(range(count), desc=f"{split} pairs", disable=not progress):
-        pair = make_pair((seed, SPLITS.index(split), i), size, looks, discrepancy)
-        row = _write_pair(folder, f"{i:04d}", pair, sar_format) | {"id": f"{split}-{i:04d}", "region": pair.region}
-        lines.append(json.dumps(row) + "\n")
-    partial = folder / "metadata.jsonl.partial"
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(folder / "metadata.jsonl")
+    _check(size, looks, discrepancy)
+    folder, lines = Path(out) / split, []
+    with folder_aside(folder) as aside:
+        for i in tqdm(range(count), desc=f"{split} pairs", disable=not progress):
+            pair = make_pair((seed, SPLITS.index(split), i), size, looks, discrepancy)
+            row = _write_pair(aside, f"{i:04d}", pair, sar_format) | {"id": f"{split}-{i:04d}", "region": pair.region}
+            lines.append(json.dumps(row) + "\n")
+        (aside / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
     return folder
 
 

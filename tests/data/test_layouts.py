@@ -9,8 +9,10 @@ import rasterio
 from datasets import load_dataset
 
 from c_diffset.data.images import read_image
-from c_diffset.data.layouts import LAYOUTS, SEN12MS_HOLD_OUT, prepare
+from c_diffset.data.layouts import LAYOUTS, SEN12MS_HOLD_OUT
 from c_diffset.data.pairs import list_splits, load_pairs, read_pair
+from c_diffset.data.prepare import prepare
+from c_diffset.files import locked
 
 RNG = np.random.default_rng(0)
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -166,7 +168,7 @@ def test_folders_and_csv(tmp_path):
         write_png(tmp_path / "in" / "radar" / f"{i}.png")
         write_png(tmp_path / "in" / "optical" / f"{i}.png", 3)
     folders = {"sar_dir": "radar", "eo_dir": "optical"}
-    summary = prepare("folders", tmp_path / "in", tmp_path / "out", **folders, progress=False)
+    summary = prepare("folders", tmp_path / "in", tmp_path / "out", folders=folders, progress=False)
     assert summary.split_rule.startswith("random") and summary.splits == {"train": 8, "validation": 1, "test": 1}
     table = tmp_path / "in" / "pairs.csv"
     table.write_text("\n".join(["sar,eo,region", *(f"radar/{i}.png,optical/{i}.png,{i // 2}" for i in range(10))]))
@@ -210,8 +212,13 @@ def test_out_is_never_overwritten(tmp_path):
     prepare("sen1-2", tmp_path / "in", tmp_path / "out", progress=False)
     with pytest.raises(FileExistsError, match="out exists and is not an empty folder"):
         prepare("sen1-2", tmp_path / "in", tmp_path / "out", progress=False)
-    (tmp_path / "new.partial").mkdir()
-    with pytest.raises(FileExistsError, match="new.partial exists: another run"):
+    with (
+        locked(tmp_path / ".new.partial.lock", "held"),
+        pytest.raises(OSError, match="another process is writing .*new"),
+    ):
+        prepare("sen1-2", tmp_path / "in", tmp_path / "new", progress=False)
+    (tmp_path / ".new.partial").mkdir()
+    with pytest.raises(FileExistsError, match="new.partial was not made by c_diffset"):
         prepare("sen1-2", tmp_path / "in", tmp_path / "new", progress=False)
 
 

@@ -6,12 +6,15 @@ import tarfile
 
 import numpy as np
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import rasterio
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Features, Image, load_dataset
 
 from c_diffset.data.images import read_image
 from c_diffset.data.pairs import list_splits, load_pairs, read_pair
+from c_diffset.data.sources import _check_origin
 from c_diffset.data.splits import assign_splits, split_pairs
 
 RNG = np.random.default_rng(0)
@@ -378,3 +381,172 @@ def test_split_pairs_names_its_rule():
     assert split_pairs(pairs.remove_columns("region"), FRACTIONS)[1].startswith("random (")
     with pytest.raises(ValueError, match="no column 'city' to split by; found id, region"):
         split_pairs(pairs, FRACTIONS, by="city")
+
+
+# nothing outside of the data folder
+
+
+def secret_of(tmp_path, name="private.png"):
+    """An image outside of the data folder, and the folder."""
+    return write_png(tmp_path / "elsewhere" / name, np.full((16, 16), 77, np.uint8)), tmp_path / "data"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"sar": "{secret}"},
+        {"mask": {"path": "{secret}"}},
+        {"discrepancy": {"bytes": None, "path": "file://{secret}"}},
+        {"thumb": "{secret}", "thumb_file_name": "sar/000.png"},
+        {"../../out_file_name": "sar/000.png"},
+        {"id_file_name": "sar/000.png"},
+        {"sar_file_name": ["sar/000.png"]},
+    ],
+)
+def test_metadata_cannot_take_the_place_of_images(extra, streaming, tmp_path):
+    secret, root = secret_of(tmp_path)
+    standard_form(root)
+    table = root / "train" / "metadata.jsonl"
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    write_table(root / "train", [*rows[:2], rows[2] | json.loads(json.dumps(extra).replace("{secret}", str(secret)))])
+    with pytest.raises((ValueError, OSError), match="metadata.jsonl") as error:
+        load_pairs(root, streaming=streaming)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["../train", "a/b", "a\nb", ["x/y"]])
+def test_splits_are_fit_to_be_folders(name, tmp_path):
+    write_table(tmp_path, [{"sar_file_name": "sar/0.png", "eo_file_name": "eo/0.png", "split": name}])
+    with pytest.raises(ValueError, match="metadata.jsonl: .* cannot be an id"):
+        list_splits(tmp_path)
+
+
+def test_links_may_lead_about_the_data_folder_but_not_out_of_it(tmp_path):
+    secret, root = secret_of(tmp_path)
+    standard_form(root)
+    folder = root / "train"
+    (folder / "sar" / "000.png").rename(folder / "kept.png")
+    (folder / "sar" / "000.png").symlink_to("../kept.png")
+    assert read_pair(load_pairs(root)[0]).sar.shape == (16, 16)
+    (folder / "sar" / "000.png").unlink()
+    (folder / "sar" / "000.png").symlink_to(secret)
+    with pytest.raises(ValueError, match="000.png' lies outside"):
+        load_pairs(root)
+    (folder / "metadata.jsonl").unlink()
+    with pytest.raises(ValueError, match="000.png' lies outside"):
+        load_pairs(root)
+    (folder / "sar" / "000.png").unlink()
+    (folder / "sar" / "000.png").symlink_to("../kept.png")
+    (folder / "sar" / "sub").symlink_to(secret.parent)
+    with pytest.raises(ValueError, match="sub' lies outside"):
+        load_pairs(root)
+
+
+def test_a_table_is_no_link_to_another(tmp_path):
+    standard_form(tmp_path / "private")
+    standard_form(tmp_path / "data")
+    table = tmp_path / "data" / "train" / "metadata.jsonl"
+    table.unlink()
+    table.symlink_to(tmp_path / "private" / "train" / "metadata.jsonl")
+    with pytest.raises(ValueError, match="metadata.jsonl' lies outside"):
+        load_pairs(tmp_path / "data")
+
+
+def test_a_snapshot_of_the_hub_links_to_its_blobs(tmp_path):
+    repository = tmp_path / "datasets--user--pairs"
+    standard_form(repository / "snapshots" / "0123")
+    (repository / "blobs").mkdir()
+    image = repository / "snapshots" / "0123" / "train" / "sar" / "000.png"
+    image.rename(repository / "blobs" / "abc")
+    image.symlink_to(repository / "blobs" / "abc")
+    assert read_pair(load_pairs(repository / "snapshots" / "0123")[0]).sar.shape == (16, 16)
+
+
+@pytest.mark.parametrize("folders", [{"sar_dir": "../elsewhere"}, {"eo_dir": "../elsewhere", "sar_dir": "sar"}])
+def test_folders_lie_inside_of_the_source(folders, tmp_path):
+    _, root = secret_of(tmp_path, "a.png")
+    write_png(root / "sar" / "a.png", grey())
+    write_png(root / "eo" / "a.png", rgb())
+    with pytest.raises(ValueError, match="elsewhere' lies outside"):
+        load_pairs(root, **folders)
+
+
+def test_links_that_lead_in_a_circle_are_followed_once(tmp_path):
+    for side, image in (("sar", grey()), ("eo", rgb())):
+        write_png(tmp_path / side / "deep" / "a.png", image)
+        (tmp_path / side / "deep" / "up").symlink_to("..")
+        (tmp_path / side / "other").mkdir()
+        (tmp_path / side / "deep" / "cross").symlink_to("../other")
+        (tmp_path / side / "other" / "back").symlink_to("../deep")
+    assert [row["id"] for row in load_pairs(tmp_path)] == ["deep_a"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("column", ["mask", "discrepancy", "eo", "thumb", "inner"])
+@pytest.mark.parametrize("scheme", ["", "file://", "file://{}::hf://datasets/a/b", "hf://datasets/a/b/x.png"])
+def test_parquet_must_embed_every_image(scheme, column, streaming, tmp_path, cache):
+    secret, root = secret_of(tmp_path)
+    path = scheme.format(secret) if "{}" in scheme else scheme + ("" if "hf:" in scheme else str(secret))
+    image, elsewhere = {"bytes": png(rgb()), "path": None}, {"bytes": None, "path": path}
+    row = {"sar": image, "eo": image} | {column: [elsewhere] if column == "inner" else elsewhere}
+    features = {key: [Image()] if key == "inner" else Image() for key in row}
+    schema = Features(features).arrow_schema if column in ("thumb", "inner") else None
+    root.mkdir()
+    pq.write_table(pa.Table.from_pylist([row], schema=schema), root / "train.parquet")
+    message = "'inner' holds other media, or images inside" if column == "inner" else "refers to the file .* outside it"
+    with pytest.raises(ValueError, match=message):
+        list(load_pairs(root, streaming=streaming))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("member", "content", "message"),
+    [
+        ("json", {"mask": {"path": "{secret}"}}, "'mask' is no image there"),
+        ("json", {"discrepancy": "{secret}"}, "'discrepancy' is no image there"),
+        ("mask.json", {"path": "{secret}"}, "refers to the file"),
+        ("discrepancy.txt", "{secret}", "refers to the file"),
+    ],
+)
+def test_webdataset_must_embed_every_image(member, content, message, streaming, tmp_path, cache):
+    secret, root = secret_of(tmp_path)
+    root.mkdir()
+    text = (content if isinstance(content, str) else json.dumps(content)).replace("{secret}", str(secret))
+    write_shard(root / "train.tar", [("0", {"sar.png": png(grey()), "eo.png": png(rgb()), member: text.encode()})])
+    with pytest.raises(ValueError, match=message):
+        list(load_pairs(root, streaming=streaming))
+
+
+def test_a_member_of_an_archive_named_like_a_file_elsewhere_does_not_become_that_file(tmp_path, cache):
+    secret, root = secret_of(tmp_path, "0.sar.png")
+    root.mkdir()
+    write_shard(root / "train.tar", [(str(secret.parent / "0"), {"sar.png": png(grey()), "eo.png": png(rgb())})])
+    with pytest.raises(ValueError, match="refers to the file"):
+        list(load_pairs(root))
+
+
+def test_files_of_the_hub_are_those_of_the_data_set_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    secret = write_png(tmp_path / "datasets--a--private" / "x.png", grey())
+    own = write_png(tmp_path / "datasets--a--b" / "x.png", grey())
+    for path in ("hf://datasets/a/b/x.png", "hf://datasets/a/b@main/sub/x.png", str(own)):
+        _check_origin({"bytes": None, "path": path}, "a/b", "a/b")
+    for path in (
+        f"file://{secret}::hf://datasets/a/b/x.png",
+        f"hf://datasets/a/b/x.png::file://{secret}",
+        "hf://datasets/a/b/../private/x.png",
+        "hf://datasets/a/bc/x.png",
+        "https://example.org/x.png",
+        str(secret),
+        f"{own.parent}/../datasets--a--private/x.png",
+        "",
+    ):
+        with pytest.raises(ValueError, match="outside it"):
+            _check_origin({"bytes": None, "path": path}, "a/b", "a/b")
+
+
+@pytest.mark.parametrize("path", ["file:///{}", "simplecache::file:///{}", "memory://x.png", "hf://datasets/a/b::{}"])
+def test_paths_are_no_addresses(path, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_image({"bytes": None, "path": path.format(write_png(tmp_path / "image.png", grey()))})

@@ -187,7 +187,7 @@ def test_splits_of_one_seed_share_no_scene(tmp_path):
 def test_write_pairs_refuses_a_folder_in_use(tmp_path):
     folder = write_pairs(tmp_path, 1, size=32)
     before = sorted(folder.rglob("*"))
-    with pytest.raises(FileExistsError, match=f"{folder} is not empty"):
+    with pytest.raises(FileExistsError, match=f"{folder} exists and is not an empty folder"):
         write_pairs(tmp_path, 1, size=32)
     assert sorted(folder.rglob("*")) == before
 

@@ -1,0 +1,126 @@
+"""Pairs of any layout, written in the standard form of `load_pairs`.
+
+`prepare` copies files whose format is right already, converts what is not, marks nodata in mask files, checks every
+pair with `read_pair`, and writes `OUT/{train,validation,test}/metadata.jsonl` beside a folder for each kind of image
+(`sar/`, `eo/`, `mask/`), and `OUT/summary.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from c_diffset.data.layouts import LAYOUTS, Contents, Item
+from c_diffset.data.pairs import read_pair
+from c_diffset.data.splits import assign_splits
+from c_diffset.files import check_id, folder_aside
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass
+class Summary:
+    """What `prepare` wrote; `skipped` lists (file or pair, reason)."""
+
+    layout: str
+    out: str
+    split_rule: str
+    splits: dict[str, int]
+    sizes: dict[str, int]
+    masks: int
+    skipped: list[tuple[str, str]]
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{name} {count}" for name, count in self.splits.items())
+        sizes = ", ".join(f"{size} px ({count})" for size, count in self.sizes.items())
+        lines = [f"{self.out}: {sum(self.splits.values())} pairs ({counts})", f"split: {self.split_rule}"]
+        lines += [f"sizes: {sizes}", f"pairs with invalid pixels (mask files): {self.masks}"]
+        lines += [f"left out: {len(self.skipped)}"] + [f"  {name}: {reason}" for name, reason in self.skipped[:20]]
+        return "\n".join(lines + ["  ... (all in summary.json)"] * (len(self.skipped) > 20))
+
+
+def prepare(
+    layout: str,
+    source: str | os.PathLike,
+    out: str | os.PathLike,
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+    folders: dict[str, str | None] | None = None,
+    progress: bool = True,
+) -> Summary:
+    """Write a data set of a known layout in the standard form; the command of this name says more.
+
+    The result is written aside and renamed when complete. Pairs that `read_pair` refuses are left out and listed in the
+    summary. `folders` are the `sar_dir`, `eo_dir` and `mask_dir` of `load_pairs`, for the layout `folders`.
+
+    Raises:
+        ValueError: unknown layout, no pairs found, or none fit to use.
+        OSError: `out` is in use.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}.")
+    source, out = Path(source), Path(out)
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist.")
+    find, convert = LAYOUTS[layout]
+    with folder_aside(out) as aside:
+        found = find(source, **(folders or {})) if layout == "folders" else find(source)
+        if not found.items:
+            raise ValueError(f"{source} holds no pairs of layout {layout!r}; left out: {found.skipped[:3]}.")
+        _settle_splits(found.items, dict(zip(SPLITS, fractions, strict=True)), seed)
+        summary = Summary(layout, str(out), found.split_rule, {}, {}, 0, found.skipped)
+        rows: dict[str, list[dict]] = {}
+        for item in tqdm(found.items, desc=f"prepare {layout}", unit="pair", disable=not progress):
+            try:
+                contents = convert(item)
+                size = _check(item, contents)
+            except (ValueError, OSError) as error:
+                summary.skipped.append((item.id, str(error)))
+                continue
+            rows.setdefault(item.split, []).append(_write_pair(item, contents, aside / item.split))
+            summary.sizes[size] = summary.sizes.get(size, 0) + 1
+            summary.masks += "mask" in contents
+        if not rows:
+            raise ValueError(f"no pair is fit to use; the first: {summary.skipped[0]}.")
+        for split, lines in rows.items():
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            (aside / split / "metadata.jsonl").write_text(text, encoding="utf-8")
+        summary.splits = {name: len(lines) for name, lines in rows.items()}
+        (aside / "summary.json").write_text(json.dumps(asdict(summary), indent=1, ensure_ascii=False), encoding="utf-8")
+    return summary
+
+
+def _settle_splits(items: list[Item], fractions: dict[str, float], seed: int) -> None:
+    """Give every item without a split one of those that the layout has not settled; groups stay together."""
+    settled = {item.split for item in items} - {"train"}
+    shares = {name: share for name, share in fractions.items() if share > 0 and name not in settled}
+    rest = [item for item in items if item.split is None]
+    chosen = assign_splits([item.group or item.id for item in rest], shares, seed) if rest else []
+    for item, split in zip(rest, chosen, strict=True):
+        item.split = split
+    repeated = [key for key, count in Counter((item.split, item.id) for item in items).items() if count > 1]
+    if repeated:
+        raise ValueError(f"id {repeated[0][1]!r} occurs more than once in split {repeated[0][0]}.")
+
+
+def _check(item: Item, contents: Contents) -> str:
+    """The size of a pair, which `read_pair` has read; ValueError or OSError for one that is not fit to use."""
+    files = {key: {"bytes": content, "path": str(item.images.get(key))} for key, (content, _) in contents.items()}
+    pair = read_pair(files | {"id": check_id(item.id, str(item.images["sar"]))})
+    return "{} x {}".format(*pair.eo.shape[:2])
+
+
+def _write_pair(item: Item, contents: Contents, folder: Path) -> dict:
+    row: dict[str, Any] = {}
+    for key, (content, suffix) in contents.items():
+        name = f"{key}/{item.id}{suffix}"
+        (folder / key).mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+        row[f"{key}_file_name"] = name
+    return row | {"id": item.id} | item.metadata
