@@ -47,6 +47,7 @@ def test_wrong_usage_is_named(capsys):
     assert "folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_from_pairs_to_metrics(tmp_path):
     for split, count in (("train", 4), ("validation", 2), ("test", 2)):
         write_pairs(tmp_path / "raw", count, size=32, split=split)

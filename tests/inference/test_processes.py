@@ -12,6 +12,8 @@ import pytest
 
 from tests.inference.test_scene import UTM, display, write_scene
 
+pytestmark = pytest.mark.slow
+
 ACCELERATE = str(Path(sys.executable).parent / "accelerate")
 OPTIONS = ["--num_inference_steps", "2", "--tile_size", "64", "--overlap", "16", "--confidence", "--threads", "1"]
 

@@ -80,7 +80,7 @@ def test_widened_unet_is_saved_and_loaded_as_a_stock_model(tmp_path):
     unet = text_to_image_unet()
     widen(unet, eo_channels=4)
     unet.save_pretrained(tmp_path)
-    loaded = UNet2DConditionModel.from_pretrained(tmp_path, torch_dtype=torch.float64)
+    loaded = UNet2DConditionModel.from_pretrained(tmp_path, dtype=torch.float64)
     sample = torch.randn(1, 8, 8, 8, dtype=torch.float64)
     assert torch.equal(run(loaded, sample), run(unet, sample))
 

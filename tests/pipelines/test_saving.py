@@ -79,7 +79,7 @@ def test_variant_and_precision(make_pipe, sar, tmp_path, space):
     pipe = make_pipe(space).to(torch.float16)
     pipe.save_pretrained(tmp_path / "model", variant="fp16")
     assert weights(tmp_path / "model") and all(".fp16." in name for name in weights(tmp_path / "model"))
-    loaded = CDiffSETPipeline.from_pretrained(tmp_path / "model", variant="fp16", torch_dtype=torch.float16)
+    loaded = CDiffSETPipeline.from_pretrained(tmp_path / "model", variant="fp16", dtype=torch.float16)
     assert loaded.unet.dtype == torch.float16
     assert_same(translate(loaded, sar), translate(pipe, sar))
 

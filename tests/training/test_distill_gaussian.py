@@ -28,6 +28,8 @@ from c_diffset.training.distill import METHODS, build_student
 from c_diffset.training.loop import make_accelerator
 from tests.conftest import tiny_scheduler
 
+pytestmark = pytest.mark.slow
+
 DEVIATION = 0.4
 GRID = 5
 SIZE, BATCH = 8, 16

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 from c_diffset.synthetic.generate import write_pairs
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 
 

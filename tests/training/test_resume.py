@@ -17,6 +17,8 @@ from c_diffset.synthetic.generate import write_pairs
 from c_diffset.training.config import FinetuneConfig, parse_config
 from c_diffset.training.loop import RunFolder
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 STEPS = 14
 
