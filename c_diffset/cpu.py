@@ -12,9 +12,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # from malloc.h
 def use_whole_cpu(processes: int = 1) -> None:
     """Share the cores among the `processes` of this machine, and keep freed memory in the process.
 
-    `accelerate launch` leaves one thread to each process. And glibc hands every freed activation back to the system,
-    which then clears each page anew: half of the time of a convolution at 1024 px. One arena, since others cannot use
-    what a reading thread leaves in its own.
+    `accelerate launch` gives each process one thread only. And glibc returns the memory of every freed activation to
+    the system, which clears each page before it hands it out again; this takes half of the time of a convolution at
+    1024 px. All threads share one arena of memory, because they cannot use what another one frees in its own.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, cores // processes))

@@ -92,7 +92,7 @@ def folder_aside(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(aside.with_name(f"{aside.name}.lock"), f"another process is writing {target}: name another folder"):
         if aside.exists():
-            remove_own(aside)  # of a process that was killed
+            remove_own(aside)  # what a killed process has left
         make_own(aside)
         try:
             yield aside

@@ -1,13 +1,13 @@
-"""Random generators that depend on what they are for alone: never on the process, the batch or the order of work."""
+"""Random generators that depend only on what is drawn: never on the process, the batch or the order of work."""
 
 import numpy as np
 import torch
 
 
 def noise_generator(*numbers: int) -> torch.Generator:
-    """The generator of what these integers name, such as (seed, number of the image); any other numbers give another.
+    """The random generator that belongs to these integers, such as (seed, number of the image).
 
-    Negative numbers count as their remainder of 2^32.
+    Other integers give another generator. Negative ones count as their remainder of 2^32.
     """
     words = np.random.SeedSequence([number % 2**32 if number < 0 else number for number in numbers])
     return torch.Generator().manual_seed(int(words.generate_state(1, np.uint64)[0]))

@@ -16,9 +16,9 @@ from rasterio.errors import NotGeoreferencedWarning
 from c_diffset.files import image_kind
 from c_diffset.sar.radiometry import apply_scaling
 
-MAX_PIXELS = 2**28  # of all bands together, such as 16 384 x 16 384 in one: where PIL warns of bombs, for three bands
-MAX_BYTES = 8 * MAX_PIXELS  # of a file
-ON_HUB = re.compile(r"hf://(?!.*(::|://|/\.\.?(/|$)))")  # nothing chained behind it, no way up
+MAX_PIXELS = 2**28  # of all bands together, such as 16 384 x 16 384 in one band
+MAX_BYTES = 8 * MAX_PIXELS  # size of an image file
+ON_HUB = re.compile(r"hf://(?!.*(::|://|/\.\.?(/|$)))")  # without a second address behind it, and without `..`
 
 
 def read_image(source: str | os.PathLike | bytes | Mapping, name: str | None = None) -> np.ndarray:

@@ -57,8 +57,8 @@ def build_latent_cache(pipe: CDiffSETPipeline, pairs, folder: str | Path, dtype:
     """Encode every pair eight times into `folder`/FINGERPRINT, unless it is there already; returns that folder.
 
     Images are encoded whole (padded by reflection to the autoencoder's multiple, as the pipeline does) and stored as
-    float16: `latents.bin`, and `index.json` with each pair's id and offsets. Written aside and renamed. `dtype` is the
-    precision the autoencoder computes in; half precision is several times faster where the machine has it.
+    float16 in `latents.bin`; `index.json` has each pair's id and offsets. The folder is written aside and renamed.
+    `dtype` is the precision the autoencoder computes in; half precision is several times faster on some machines.
     """
     target = Path(folder) / fingerprint(pipe, pairs, dtype)
     if (target / "index.json").is_file():

@@ -58,7 +58,7 @@ class Found:
 
 
 def copy_files(item: Item) -> Contents:
-    """The files as they are; pixels of a float SAR raster that are not finite go into the mask."""
+    """Take the files as they are; pixels of a float SAR raster that are not finite are marked in the mask."""
     contents = {key: (path.read_bytes(), path.suffix.lower()) for key, path in item.images.items()}
     finite = np.isfinite(np.atleast_3d(read_image(item.images["sar"]))).all(axis=2)
     if not finite.all():
@@ -226,7 +226,7 @@ def _spacenet6_orientations(source: Path) -> dict[str, int]:
 
 
 def find_pairs(source: Path, **folders: str | None) -> Found:
-    """Two folders or a CSV, as `load_pairs` reads them. Given splits are kept; one without splits is divided."""
+    """Two folders or a CSV, as `load_pairs` reads them. Given splits are kept; other data are divided."""
     names = list_splits(source, **folders)
     items, columns = [], set()
     for name in names:
@@ -256,7 +256,7 @@ def _images(source: Path, name: str) -> dict[str, Path]:
 
 
 def _match(sar: dict[str, Path], eo: dict[str, Path]) -> tuple[list[Item], list[tuple[str, str]]]:
-    """Pairs by key, and what has no partner."""
+    """The pairs of files that have the same key, and the files without a partner."""
     items = [Item(key.replace("/", "_"), {"sar": sar[key], "eo": eo[key]}) for key in sar if key in eo]
     lonely = [(str(path), "no EO partner") for key, path in sar.items() if key not in eo]
     return items, lonely + [(str(path), "no SAR partner") for key, path in eo.items() if key not in sar]

@@ -97,7 +97,7 @@ def prepare(
 
 
 def _settle_splits(items: list[Item], fractions: dict[str, float], seed: int) -> None:
-    """Give every item without a split one of those that the layout has not settled; groups stay together."""
+    """Assign the items that have no split yet to the splits that the layout leaves open; groups stay together."""
     settled = {item.split for item in items} - {"train"}
     shares = {name: share for name, share in fractions.items() if share > 0 and name not in settled}
     rest = [item for item in items if item.split is None]

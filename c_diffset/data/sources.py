@@ -85,7 +85,7 @@ def _to_dataset(rows: list[Row], source: str) -> Dataset:
 
 
 def _flat(value: Any) -> Any:
-    """A value of metadata: numbers, text and lists of them as they are, whatever is nested as JSON text."""
+    """A value of metadata: numbers, text and lists of them stay as they are, nested values become JSON text."""
     nested = isinstance(value, dict) or isinstance(value, list) and any(isinstance(x, (dict, list)) for x in value)
     return _text(value) if nested else value
 
@@ -95,7 +95,7 @@ def _text(value: Any) -> str | None:
 
 
 def _check_key(key: Any, images: Iterable[str], where: str) -> None:
-    """Metadata must not take the place of images: ValueError."""
+    """Raise ValueError for metadata that has the name of an image column."""
     if key in IMAGES or key in images:
         raise ValueError(f"{where}: {key!r:.200} is no image there, but the name is kept for images: rename it.")
 
@@ -192,7 +192,7 @@ def _split_of(entry: Row) -> str:
 
 
 def _read_table(table: Path) -> list[Row]:
-    """The rows of a table, as they are; ValueError where it is none."""
+    """The rows of a table as they are; ValueError for a file that is no table."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             if table.suffix == ".csv":
@@ -205,7 +205,7 @@ def _read_table(table: Path) -> list[Row]:
     if not entries:
         raise ValueError(f"{table} names no pairs.")
     for number, entry in enumerate(entries, 1):
-        if not isinstance(entry, dict) or None in entry:  # DictReader files surplus fields under None
+        if not isinstance(entry, dict) or None in entry:  # DictReader puts surplus fields under the key None
             raise ValueError(f"{table}, row {number}: expected one named value for each column; found {entry!r:.200}.")
     return entries
 
@@ -294,7 +294,7 @@ def _folder_rows(root: Path, sar_dir: Path, eo_dir: Path, mask_dir: Path) -> lis
 
 @contextmanager
 def _reading(source: str) -> Iterator[None]:
-    """What `datasets` raises for damaged files and lost connections, of a dozen types and many lines, as one line."""
+    """Turn the many types of errors that `datasets` raises, each of many lines, into one type of one line."""
     try:
         yield
     except Exception as error:
@@ -353,7 +353,7 @@ def _standard_columns(dataset: Pairs, source: str, hub: str | None) -> Pairs:
         if _opens_files(dataset.features[column]):
             raise ValueError(f"{source}: the column {column!r:.200} holds other media, or images inside: remove it.")
     with _reading(source):
-        for column in found:  # before anything else: a streamed data set decodes images to rename its columns
+        for column in found:  # comes first, because a streamed data set decodes its images when columns are renamed
             dataset = dataset.cast_column(column, Image(decode=False))
         dataset = dataset.rename_columns({old: new for old, new in names.items() if old != new})
     images = [names.get(column, column) for column in found]

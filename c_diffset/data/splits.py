@@ -13,9 +13,9 @@ def split_pairs(
     """Divide a data set into splits that share no region or scene.
 
     Args:
-        fractions: share of every split, such as `{"train": 0.8, "validation": 0.1, "test": 0.1}`.
-        by: the metadata column whose values must not be torn apart, or "random". By default `region`, else `scene`,
-            else random.
+        fractions: The share of every split, such as `{"train": 0.8, "validation": 0.1, "test": 0.1}`.
+        by: The metadata column whose values must each stay within one split, or "random". By default `region`, else
+            `scene`, else random.
 
     Returns:
         The splits, and a sentence that says how they were made, for the report.
@@ -40,9 +40,10 @@ def describe_split(by: str) -> str:
 
 
 def assign_splits(groups: Sequence[str], fractions: Mapping[str, float], seed: int = 0) -> list[str]:
-    """The split of every item, given its group: whole groups, no split empty, shares as near as groups allow.
+    """The split of every item, given its group.
 
-    Depends on the set of groups, their sizes and the seed alone, not on the order of the items.
+    Groups stay whole, no split is empty, and the shares are as near to `fractions` as the groups allow. The result
+    depends on the set of groups, their sizes and the seed alone, not on the order of the items.
     """
     if not fractions or min(fractions.values()) <= 0:
         raise ValueError(f"fractions must be positive; found {dict(fractions)}.")

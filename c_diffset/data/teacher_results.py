@@ -70,7 +70,7 @@ def build_results(
     rank: int = 0,
     world: int = 1,
 ) -> None:
-    """Compute the chunks that are missing of results 0 ... `count`; each process takes every `world`-th of them.
+    """Compute those chunks of results 0 ... `count` that are missing; each process takes every `world`-th of them.
 
     `translate` gives the results B x C x h x w of `batch_size` samples, by their numbers. A chunk is written aside and
     renamed, so that a stopped run goes on where it was.

@@ -1,4 +1,4 @@
-"""The critics of adversarial distillation, both on the encoder half of the teacher's UNet."""
+"""The critics of adversarial distillation; both are built on the encoder half of the teacher's UNet."""
 
 import copy
 from collections.abc import Iterator

@@ -38,7 +38,9 @@ def add_variance_channel(unet: UNet2DConditionModel | UNet2DModel) -> None:
 
 
 def widen(unet: UNet2DConditionModel | UNet2DModel, eo_channels: int) -> None:
-    """Bring a pretrained UNet of `eo_channels` in and out to 2 x in, + 1 out, in place; finished ones are left alone.
+    """Give a pretrained UNet, which reads and writes `eo_channels`, twice the inputs and one output more, in place.
+
+    A UNet that has them already is left as it is.
 
     Raises:
         ValueError: the UNet has other channel counts than a text-to-image, a stage 1 or a stage 2 UNet has.
@@ -63,7 +65,7 @@ def small_unet(
 ) -> UNet2DModel:
     """A UNet from scratch for machines without a GPU: no text, attention at the `attention_levels` coarsest levels.
 
-    Reads `sar_channels` + `eo_channels`, writes `eo_channels` + 1; the raw variance starts at zero, as in `widen`.
+    It reads `sar_channels` + `eo_channels` and writes `eo_channels` + 1; the raw variance starts at 0, as in `widen`.
     """
     plain = len(block_out_channels) - attention_levels
     unet = UNet2DModel(

@@ -1,6 +1,6 @@
 """Consistency distillation (Song et al., 2023) as latent consistency models do it (Luo et al., arXiv 2310.04378).
 
-With an adversarial term: Bai, Xu (arXiv 2407.06095). `timestep` and `abar` are B, images and latents B x C x h x w.
+Bai and Xu (arXiv 2407.06095) add an adversarial term. `timestep` and `abar` are B, images and latents B x C x h x w.
 """
 
 import torch

@@ -44,7 +44,7 @@ PIXEL_METRES = 2.5
 
 _TABLE = np.array(list(SURFACES.values()), dtype=np.float32).T.copy()
 COLOUR, (SIGMA0_DB, EO_TEXTURE, SAR_TEXTURE_DB, FURROWS) = _TABLE[:3], _TABLE[3:]
-SKY_LIGHT = (0.42, 0.47, 0.58)  # the share of red, green and blue that shadows keep
+SKY_LIGHT = (0.42, 0.47, 0.58)  # the share of its red, green and blue light that the ground keeps in a shadow
 LAYOVER_DB, DOUBLE_BOUNCE_DB, RADAR_SHADOW_DB = -3.0, 4.0, -21.0
 
 

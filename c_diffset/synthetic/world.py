@@ -32,7 +32,7 @@ SURFACES = {
 }
 CLASSES = tuple(SURFACES)
 WATER, SAND, SOIL, WHEAT, PASTURE, CROP, FOREST, ROAD, YARD, HOUSE, HALL, VEHICLE, SHIP = range(len(CLASSES))
-# What it stands on; half-lengths in pixels; width over length.
+# For each kind of object: the surface it stands on; its half-lengths in pixels; its width divided by its length.
 OBJECTS = {SHIP: (WATER, (5, 7, 9, 11, 13), 0.25), VEHICLE: (ROAD, (2.2, 2.6, 3.4), 0.5)}
 
 
@@ -121,7 +121,7 @@ def smooth_noise(rng: np.random.Generator, size: int, cell: float) -> np.ndarray
     """Gaussian noise of unit variance that changes over `cell` pixels: float32 (size, size)."""
     basis, _ = _spline_basis(size, cell)
     knots = rng.standard_normal((basis.shape[1],) * 2, dtype=np.float32)
-    return basis @ (knots * np.float32(315 / 151)) @ basis.T  # 151 / 315: mean sum of the squared splines
+    return basis @ (knots * np.float32(315 / 151)) @ basis.T  # the squared splines sum up to 151 / 315 on average
 
 
 def _slopes(rng: np.random.Generator, size: int, relief: float) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +138,7 @@ def _slopes(rng: np.random.Generator, size: int, relief: float) -> tuple[np.ndar
 
 @dataclass(frozen=True)
 class _Lots:
-    """Maps of lots. `left`, `top`: width of the road (positive) or hedge (negative) at that edge, in lots."""
+    """Maps of one value for each lot. `left`, `top`: width in lots of the road (positive) or hedge (negative) there."""
 
     parcel: np.ndarray
     ground: np.ndarray
