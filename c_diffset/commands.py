@@ -1,6 +1,7 @@
 """Commands that join packages which do not know each other: prepare, train, then publish."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,6 +112,15 @@ def train_as_told(command: str, args: list[str] | None = None) -> None:
     """Run a command of `TRAINING` with `--config FILE.yaml` and the settings of the command line."""
     config_class, description, function = TRAINING[command]
     function(parse_config(config_class, description, args))
+
+
+def run_tool(command: str) -> None:
+    """`train_as_told` for the scripts of `accelerate launch`: an error is one line, and exit status 2."""
+    try:
+        train_as_told(command)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _train_and_publish(train: Callable[[RunConfig], Path], config: RunConfig) -> Path:

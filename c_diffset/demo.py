@@ -4,7 +4,8 @@ import shutil
 from pathlib import Path
 
 from c_diffset.evaluation.evaluate import evaluate
-from c_diffset.synthetic.generate import write_pairs
+from c_diffset.files import is_own, make_own, remove_own
+from c_diffset.synthetic.generate import SIZES, write_pairs
 from c_diffset.training.config import (
     DataConfig,
     FinetuneConfig,
@@ -22,22 +23,21 @@ def demo(output: str = "demo", max_steps: int = 600, size: int = 64, seed: int =
     """Generate pairs, fine-tune a small pixel-space model, translate unseen scenes, and print how good they are.
 
     Args:
-        output: a folder for the data, the run, the metrics and the pictures.
-        max_steps: optimiser updates; the first two thirds train the image, the rest image and confidence.
-        size: side of the scenes, in pixels.
-        seed: of the scenes and of the training.
-        overwrite: remove an earlier demo in `output` first; without it, an interrupted demo goes on.
+        output: Folder for the data, the run, the metrics and the pictures.
+        max_steps: Number of optimiser updates; the first two thirds train the image, the rest image and confidence.
+        size: Side of the scenes, in pixels; a multiple of 4.
+        seed: Random seed of the scenes and of the training.
+        overwrite: Whether an earlier demo in the folder is removed first; without it, an interrupted demo goes on.
 
     Returns:
         What `evaluate` returns.
+
+    Raises:
+        ValueError: an argument is outside its range.
+        FileExistsError: the folder holds files that no demo has made.
     """
     folder = Path(output)
-    if overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
     data = folder / "data"
-    for number, (split, count) in enumerate(SPLITS.items()):
-        if not (data / split / "metadata.jsonl").exists():
-            write_pairs(data, count, size=size, seed=seed + number, split=split)
     config = FinetuneConfig(
         output_dir=str(folder / "run"),
         model=ModelConfig(
@@ -58,6 +58,17 @@ def demo(output: str = "demo", max_steps: int = 600, size: int = 64, seed: int =
         checkpoint_every=max(1, max_steps // 4),
         seed=seed,
     )
+    if size % 4 or not SIZES[0] <= size <= SIZES[1]:
+        raise ValueError(f"size is {size}, expected a multiple of 4 from {SIZES[0]} to {SIZES[1]} pixels")
+    if folder.exists() and not is_own(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} holds files that no demo has made: name another folder")
+    if overwrite and is_own(folder):
+        remove_own(folder)
+    make_own(folder)
+    for number, (split, count) in enumerate(SPLITS.items()):
+        if not (data / split / "metadata.jsonl").exists():
+            shutil.rmtree(data / split, ignore_errors=True)  # of a demo that was interrupted
+            write_pairs(data, count, size=size, seed=seed + number, split=split)
     model = finetune(config)
     report = evaluate(model, data, split="test", output=folder / "evaluation", download=False, overwrite=True)
     print(f"\npictures: {folder / 'evaluation' / 'grid.png'}\nmodel:    {model}")

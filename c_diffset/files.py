@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryFile
 
+import yaml
 from filelock import FileLock, Timeout
 
 PARTIAL = ".partial"  # what is not finished is called .NAME.partial
@@ -19,6 +20,7 @@ MAGIC = {  # what files of each kind begin with
     "jpeg": (b"\xff\xd8\xff",),
     "tiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
 }
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # plain values alone, either of them
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -78,6 +80,47 @@ def read_json(path: Path) -> dict:
     return content
 
 
+def check_yaml(text: str) -> None:
+    """Refuse YAML that grows without end where it is used.
+
+    Raises:
+        ValueError: it is longer than 100 000 characters, deeper than 30 levels, or no YAML; or it has an alias
+            (`*name`), since ten lines of aliases can stand for a billion values.
+    """
+    if len(text) > 100_000:
+        raise ValueError(f"{len(text)} characters, expected settings of at most 100 000")
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=YAML_LOADER):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"line {event.start_mark.line + 1} has the alias *{event.anchor}: write the value out")
+            if depth > 30:
+                raise ValueError(f"line {event.start_mark.line + 1} is more than 30 levels deep")
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"this is not YAML: {' '.join(str(error).split())}") from None
+
+
+def read_yaml(path: Path) -> dict:
+    """A YAML mapping of plain values.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not YAML, not what `check_yaml` lets through, or holds something else than a mapping.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        text = path.read_text(encoding="utf-8")
+        check_yaml(text)
+        content = yaml.load(text, YAML_LOADER)
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:  # such as a date of month 13
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}: expected a mapping, NAME: value")
+    return content
+
+
 @contextmanager
 def folder_aside(target: Path) -> Iterator[Path]:
     """A new folder beside `target` to fill; it takes the place of an absent or empty `target` when the block ends.
@@ -133,15 +176,15 @@ def remove_own(folder: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, message: str) -> Iterator[None]:
-    """Hold the lock file `path` while the block runs.
+def locked(path: Path, message: str, timeout: float = 0) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs, after at most `timeout` seconds of waiting for it.
 
     Raises:
         OSError: another process holds it, which `message` explains, or `path` is a link or cannot be written.
     """
     if path.is_symlink():
         raise OSError(f"{path} is a link, which a lock never is: remove it")
-    lock = FileLock(path, timeout=0)
+    lock = FileLock(path, timeout=timeout)
     try:
         lock.acquire()
     except Timeout:

@@ -1,12 +1,14 @@
 """A pipeline ready for work: on its device, in its precision, quiet, and with another autoencoder where asked for."""
 
 import os
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from huggingface_hub import try_to_load_from_cache
+from torch import nn
 
 from c_diffset.cpu import use_whole_cpu
 from c_diffset.files import file_sha256
@@ -56,6 +58,15 @@ def model_revision(model: str | os.PathLike, revision: str | None = None) -> str
         return Path(cached).parent.name if isinstance(cached, str) else revision
     weights = sorted(Path(model, "unet").glob("*.safetensors"))
     return f"sha256:{file_sha256(weights[0])[:16]}" if weights else None
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """A checksum of a model's weights, whatever their precision and their device."""
+    digest = sha256()
+    for name, weight in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def replace_autoencoder(pipe: CDiffSETPipeline, source: str | os.PathLike) -> None:

@@ -32,9 +32,11 @@ from c_diffset.training.config import (
     TimeAwareConfig,
     ValidationConfig,
 )
-from c_diffset.training.distill import METHODS, ConsistencyDistill, Distill, build_student, load_teacher
+from c_diffset.training.consistency import ConsistencyDistill
+from c_diffset.training.distill import METHODS, build_student, load_teacher
 from c_diffset.training.finetune import Finetune, build_pipeline
 from c_diffset.training.loop import make_accelerator, train
+from c_diffset.training.student import Distill
 
 SD_UNET = dict(
     in_channels=8,

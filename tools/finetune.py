@@ -1,6 +1,6 @@
 """Fine-tune a SAR to EO model: accelerate launch tools/finetune.py --config RECIPE"""
 
-from c_diffset.commands import train_as_told
+from c_diffset.commands import run_tool
 
 if __name__ == "__main__":
-    train_as_told("finetune")
+    run_tool("finetune")

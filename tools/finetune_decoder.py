@@ -4,7 +4,7 @@ The run folder's `pipeline/` (the averaged weights) and `best/` (the best on val
 which `c-diffset translate` and `c-diffset evaluate` use in place of the model's own: `--vae RUN/pipeline`.
 """
 
-from c_diffset.commands import train_as_told
+from c_diffset.commands import run_tool
 
 if __name__ == "__main__":
-    train_as_told("finetune_decoder")
+    run_tool("finetune_decoder")

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +12,17 @@ from tqdm import tqdm
 
 from c_diffset.data.batches import FLIPS_AND_TURNS, TrainingPairs, flip_and_turn, pair_to_tensors, pool_mask, sample_rng
 from c_diffset.data.pairs import read_pair
+from c_diffset.files import folder_aside, locked, write_file
+from c_diffset.loading import weights_sha256
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 
 
 def fingerprint(pipe: CDiffSETPipeline, pairs, dtype: torch.dtype = torch.float32) -> str:
     """A hash of what the latents depend on: autoencoder (if there is one), precision, SAR transform, and the files."""
-    digest = hashlib.sha256()
-    vae_config, weights = ({}, {}) if pipe.vae is None else (pipe.vae.config, pipe.vae.state_dict())
+    vae_config, weights = ({}, None) if pipe.vae is None else (pipe.vae.config, weights_sha256(pipe.vae))
     config = {key: vae_config.get(key) for key in ("scaling_factor", "shift_factor", "_class_name")}
-    digest.update(json.dumps([config, pipe.config.sar_transform, str(dtype)], sort_keys=True, default=str).encode())
-    for name, weight in sorted(weights.items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().cpu().float().numpy().tobytes())
+    made_of = [config, pipe.config.sar_transform, str(dtype), weights]
+    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode())
     for row in pairs:
         for column in ("sar", "eo", "mask"):
             digest.update(_file_stamp(row.get(column)))
@@ -57,23 +55,17 @@ def build_latent_cache(pipe: CDiffSETPipeline, pairs, folder: str | Path, dtype:
     """Encode every pair eight times into `folder`/FINGERPRINT, unless it is there already; returns that folder.
 
     Images are encoded whole (padded by reflection to the autoencoder's multiple, as the pipeline does) and stored as
-    float16 in `latents.bin`; `index.json` has each pair's id and offsets. The folder is written aside and renamed.
+    float16 in `latents.bin`; `index.json` has each pair's id and offsets. One process writes, aside, others wait.
     `dtype` is the precision the autoencoder computes in; half precision is several times faster on some machines.
     """
     target = Path(folder) / fingerprint(pipe, pairs, dtype)
-    if (target / "index.json").is_file():
-        return target
-    aside = target.with_name(f"{target.name}.tmp{os.getpid()}")
-    aside.mkdir(parents=True)
-    try:
-        index = []
-        with open(aside / "latents.bin", "wb") as file:
-            for row in tqdm(pairs, desc="encoding latents", unit="pair"):
-                index.append(_write_pair(pipe, row, file, dtype))
-        (aside / "index.json").write_text(json.dumps(index))
-        aside.rename(target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with locked(target.with_name(f".{target.name}.lock"), "another process fills this cache", timeout=-1):
+        if (target / "index.json").is_file():
+            return target
+        with folder_aside(target) as aside, open(aside / "latents.bin", "wb") as file:
+            index = [_write_pair(pipe, row, file, dtype) for row in tqdm(pairs, desc="encoding latents", unit="pair")]
+            write_file(aside / "index.json", json.dumps(index))
     return target
 
 

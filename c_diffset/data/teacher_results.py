@@ -1,8 +1,5 @@
 """The teacher's many-step results for training samples, computed once, resumable, read through memory mapping."""
 
-import hashlib
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,31 +9,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from c_diffset.data.batches import TrainingPairs, shuffled_row
-from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+from c_diffset.files import read_json, write_json, written_aside
 
 CHUNK = 64
-
-
-def weights_fingerprint(pipe: CDiffSETPipeline) -> str:
-    """A hash of the UNet's weights, the noise schedule and what is predicted."""
-    digest = hashlib.sha256(pipe.config.prediction_type.encode())
-    digest.update(pipe.scheduler.alphas_cumprod.double().cpu().numpy().tobytes())
-    for name, weight in sorted(pipe.unet.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-@torch.no_grad()
-def sample_latents(pipe: CDiffSETPipeline, sar_latents: torch.Tensor, noise: torch.Tensor, steps: int) -> torch.Tensor:
-    """The clean latents B x C x h x w that the pipeline and its scheduler make of SAR latents and starting noise."""
-    pipe.scheduler.set_timesteps(steps)
-    latents = noise * pipe.scheduler.init_noise_sigma
-    prompt = pipe.prompt_kwargs(len(noise))
-    for t in pipe.scheduler.timesteps:
-        prediction, _ = pipe.predict(sar_latents, latents, t.to(latents.device), prompt)
-        latents = pipe.scheduler.step(prediction, t, latents, return_dict=False)[0]
-    return latents
 
 
 def open_results(folder: str | Path, made_with: dict[str, str | int]) -> Path:
@@ -51,10 +26,8 @@ def open_results(folder: str | Path, made_with: dict[str, str | int]) -> Path:
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} holds other files: name a new folder for the teacher's results")
         folder.mkdir(parents=True, exist_ok=True)
-        aside = index.with_suffix(f".tmp{os.getpid()}")
-        aside.write_text(json.dumps(made_with, indent=2))
-        os.replace(aside, index)
-    stored = json.loads(index.read_text())
+        write_json(index, made_with)
+    stored = read_json(index)
     changed = [name for name in made_with if stored.get(name) != made_with[name]]
     if changed:
         differences = [f"{name} is {made_with[name]}, but {stored.get(name)} in {folder}" for name in changed]
@@ -80,10 +53,8 @@ def build_results(
     for chunk in tqdm(missing[rank::world], desc="teacher's results", unit=f"x{CHUNK}", disable=rank > 0):
         numbers = list(range(chunk * CHUNK, (chunk + 1) * CHUNK))
         results = torch.cat([translate(numbers[i : i + batch_size]) for i in range(0, CHUNK, batch_size)])
-        aside = folder / f"{chunk:05d}.tmp{os.getpid()}"
-        with open(aside, "wb") as file:
+        with written_aside(_chunk_file(folder, chunk)) as aside, open(aside, "wb") as file:
             np.save(file, results.to(torch.float16).cpu().numpy())
-        os.replace(aside, _chunk_file(folder, chunk))
 
 
 def _chunk_file(folder: Path, chunk: int) -> Path:

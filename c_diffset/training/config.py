@@ -1,15 +1,42 @@
-"""The typed settings behind `train_configs/*.yaml`; an unknown key or a wrong type is an error before any work."""
+"""The typed settings behind `train_configs/*.yaml`; an unknown key or a wrong value is an error before any work."""
 
-import os
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal
 
-import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, get_loader, set_loader
+from yaml import YAMLError
 
+from c_diffset.files import check_yaml
 from c_diffset.objectives.adversarial import AdversarialLoss
 from c_diffset.training.recipes import ConfigAction, recipes
+
+MOST_STEPS = 99_999_999  # names of checkpoints have eight digits
+MOST_WEIGHT = 1e6  # of one loss beside the others
+
+
+def number(default: Any, lowest: float, highest: float) -> Any:
+    """A setting that is a number, or a few of them, from `lowest` to `highest`."""
+    return field(default=default, metadata={"limits": (lowest, highest)})
+
+
+def check_numbers(settings: Any, prefix: str = "") -> None:
+    """Refuse a number outside its limits, NaN among them, in settings and in the groups within them.
+
+    Raises:
+        ValueError: the message names the setting.
+    """
+    for one in fields(settings):
+        value = getattr(settings, one.name)
+        if is_dataclass(value):
+            check_numbers(value, f"{prefix}{one.name}.")
+        elif "limits" in one.metadata and value is not None:
+            lowest, highest = one.metadata["limits"]
+            if value == []:
+                raise ValueError(f"{prefix}{one.name} is empty, expected {lowest:,} to {highest:,}")
+            for entry in value if isinstance(value, list | tuple) else [value]:
+                if not isinstance(entry, int | float) or not lowest <= entry <= highest:
+                    raise ValueError(f"{prefix}{one.name} is {value}, expected {lowest:,} to {highest:,}")
 
 
 @dataclass
@@ -17,14 +44,14 @@ class SmallUNetConfig:
     """A UNet from scratch.
 
     Attributes:
-        block_out_channels: channels of each level, finest first; each level halves the size.
-        layers_per_block: residual blocks in each level.
-        attention_levels: how many of the coarsest levels have self-attention.
+        block_out_channels: Channels of each level, the finest first; each level halves the size.
+        layers_per_block: Number of residual blocks in each level.
+        attention_levels: Number of levels, from the coarsest on, that have self-attention.
     """
 
-    block_out_channels: list[int]
-    layers_per_block: int = 2
-    attention_levels: int = 1
+    block_out_channels: list[int] = field(metadata={"limits": (1, 8192)})
+    layers_per_block: int = number(2, 1, 100)
+    attention_levels: int = number(1, 0, 100)
 
 
 @dataclass
@@ -32,17 +59,18 @@ class ModelConfig:
     """What is trained, and from where it starts.
 
     Attributes:
-        base: folder or Hub id to start from: Stable Diffusion, or a pipeline of this project. None: from scratch.
-        revision: Hub revision of `base`.
-        unet: the UNet from scratch; only without `base`.
-        vae: folder or Hub id of the autoencoder; None: that of `base`, or pixel space.
-        prediction_type: what a UNet from scratch predicts; with `base`, that of the base.
-        beta_schedule: noise schedule of a UNet from scratch; with `base`, that of the base.
-        zero_terminal_snr: rescale the schedule so that the last time is pure noise (Lin et al., 2023).
-        lora_rank: train a LoRA of this rank instead of all weights; 0 trains all.
-        sar_transform: `units`, `range` and `channels` of the SAR input (see `sar_to_tensor`); with a pipeline of this
-            project as `base`, that of the base.
-        default_num_inference_steps: stored in the pipeline.
+        base: Folder or Hub id to start from: Stable Diffusion, or a pipeline of this project. Without it, the UNet is
+            trained from scratch.
+        revision: Hub revision of the base.
+        unet: Shape of the UNet that is trained from scratch, where there is no base.
+        vae: Folder or Hub id of the autoencoder. Without it, that of the base is used, or none in pixel space.
+        prediction_type: What a UNet from scratch predicts; with a base, the base decides.
+        beta_schedule: Noise schedule of a UNet from scratch; with a base, the base decides.
+        zero_terminal_snr: Whether the noise schedule is rescaled so that it ends in pure noise (Lin et al., 2023).
+        lora_rank: Rank of the LoRA that is trained instead of all weights; 0 trains all weights.
+        sar_transform: Units, range and channels of the SAR input (see `sar_to_tensor`); with a pipeline of this project
+            as base, the base decides.
+        default_num_inference_steps: Number of sampling steps that the pipeline takes unless told otherwise.
     """
 
     base: str | None = None
@@ -52,9 +80,9 @@ class ModelConfig:
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
     zero_terminal_snr: bool = False
-    lora_rank: int = 0
+    lora_rank: int = number(0, 0, 8192)
     sar_transform: dict | None = None
-    default_num_inference_steps: int = 50
+    default_num_inference_steps: int = number(50, 1, 10_000)
 
 
 @dataclass
@@ -62,26 +90,26 @@ class DataConfig:
     """The pairs.
 
     Attributes:
-        source: folder, CSV, Parquet, WebDataset shards or Hub id (see `load_pairs`).
-        split: split that is trained on.
-        validation_split: split that is validated on; None: no validation.
-        crop_size: pixels of the random square crops.
-        augment: flips and quarter turns.
-        latent_cache: folder of the latent cache; None: encode every image anew.
-        streaming: read the data set as a stream.
-        shuffle_buffer: pairs held for shuffling a stream.
-        num_workers: loader processes.
+        source: Folder, CSV file, Parquet file, WebDataset shards or Hub id of the pairs (see `load_pairs`).
+        split: Name of the split that is trained on.
+        validation_split: Name of the split that is validated on; null turns validation off.
+        crop_size: Side of the random square crops, in pixels.
+        augment: Whether crops are flipped and turned at random.
+        latent_cache: Folder of the latent cache; without it, every image is encoded anew.
+        streaming: Whether the data set is read as a stream.
+        shuffle_buffer: Number of pairs that are held in memory for shuffling a stream.
+        num_workers: Number of processes that load pairs, for each training process.
     """
 
     source: str
     split: str | None = "train"
     validation_split: str | None = "validation"
-    crop_size: int = 256
+    crop_size: int = number(256, 1, 65_536)
     augment: bool = True
     latent_cache: str | None = None
     streaming: bool = False
-    shuffle_buffer: int = 1000
-    num_workers: int = 0
+    shuffle_buffer: int = number(1000, 1, 10_000_000)
+    num_workers: int = number(0, 0, 1024)
 
 
 @dataclass
@@ -89,19 +117,19 @@ class OptimizerConfig:
     """AdamW with warm-up and a cosine schedule.
 
     Attributes:
-        learning_rate: the highest learning rate.
-        weight_decay: decoupled weight decay.
-        betas: decay rates of the two moments.
-        warmup_steps: updates of linear warm-up.
-        max_grad_norm: gradients are clipped to this norm.
-        use_8bit_adam: 8-bit AdamW of bitsandbytes, which must be installed.
+        learning_rate: The highest learning rate, reached after the warm-up.
+        weight_decay: Strength of the decoupled weight decay.
+        betas: Decay rates of the two moments.
+        warmup_steps: Number of updates in which the learning rate rises from zero.
+        max_grad_norm: Largest norm of the gradients; larger ones are scaled down to it.
+        use_8bit_adam: Whether the 8-bit AdamW of bitsandbytes is used, which must be installed.
     """
 
-    learning_rate: float = 3e-5
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
-    warmup_steps: int = 100
-    max_grad_norm: float = 1.0
+    learning_rate: float = number(3e-5, 0.0, 10.0)
+    weight_decay: float = number(0.01, 0.0, 10.0)
+    betas: tuple[float, float] = number((0.9, 0.999), 0.0, 0.9999999)
+    warmup_steps: int = number(100, 0, MOST_STEPS)
+    max_grad_norm: float = number(1.0, 1e-9, 1e9)
     use_8bit_adam: bool = False
 
 
@@ -110,21 +138,21 @@ class ValidationConfig:
     """Sampling from the validation split while training.
 
     Attributes:
-        every: updates between validations; 0: only at the end.
-        num_images: crops that are sampled.
-        crop_size: pixels of the non-overlapping crops; None: whole images.
-        num_inference_steps: None: the pipeline's default.
-        batch_size: crops sampled together.
-        metric: which metric chooses the best checkpoint.
-        lpips_net: network of the LPIPS metric.
-        lpips_weights: file with complete LPIPS weights; None: downloaded.
+        every: Number of updates between two validations; 0 validates only at the end.
+        num_images: Number of crops that are translated.
+        crop_size: Side of the crops, which do not overlap, in pixels; null takes whole images.
+        num_inference_steps: Number of sampling steps; null takes the pipeline's default.
+        batch_size: Number of crops that are translated together.
+        metric: Metric that chooses the best pipeline.
+        lpips_net: Network of the LPIPS metric.
+        lpips_weights: File with the complete weights of that network; without it, they are downloaded.
     """
 
-    every: int = 1000
-    num_images: int = 16
-    crop_size: int | None = 256
-    num_inference_steps: int | None = None
-    batch_size: int = 8
+    every: int = number(1000, 0, MOST_STEPS)
+    num_images: int = number(16, 1, 1_000_000)
+    crop_size: int | None = number(256, 1, 65_536)
+    num_inference_steps: int | None = number(None, 1, 10_000)
+    batch_size: int = number(8, 1, 65_536)
     metric: Literal["psnr", "ssim", "lpips"] = "psnr"
     lpips_net: Literal["squeeze", "alex", "vgg"] = "squeeze"
     lpips_weights: str | None = None
@@ -135,55 +163,53 @@ class RunConfig:
     """What every training run has, whatever its method.
 
     Attributes:
-        output_dir: the run folder.
-        data: the pairs.
-        optimizer: the optimiser.
-        validation: sampling while training.
-        max_steps: optimiser updates.
-        batch_size: images of one process in one forward pass.
-        gradient_accumulation_steps: forward passes in one update.
-        ema_decay: decay of the averaged weights.
-        mixed_precision: "no", "fp16" or "bf16"; None: as `accelerate launch` says.
-        gradient_checkpointing: less memory, more time.
-        compile: `torch.compile` the UNet.
-        channels_last: memory format of the UNet.
-        seed: of the weights, the order, the crops and the noise.
-        log_every: updates between two lines of `metrics.jsonl`.
-        checkpoint_every: updates between two checkpoints.
-        keep_checkpoints: how many checkpoints are kept.
-        resume: go on from the newest checkpoint in `output_dir`, if there is one.
+        output_dir: Folder of the run, which holds all that it writes.
+        data: Settings of the pairs.
+        optimizer: Settings of the optimiser.
+        validation: Settings of the sampling while training.
+        max_steps: Number of optimiser updates.
+        batch_size: Number of images of one process in one forward pass.
+        gradient_accumulation_steps: Number of forward passes in one update.
+        ema_decay: Decay of the averaged weights, which are those that are saved.
+        mixed_precision: Precision of the forward pass; null takes what `accelerate launch` says.
+        gradient_checkpointing: Whether activations are computed twice, which needs less memory and more time.
+        compile: Whether the model is compiled by `torch.compile`.
+        channels_last: Whether the model's weights lie in memory with their channels last.
+        seed: Random seed of the weights, the order, the crops and the noise.
+        log_every: Number of updates between two lines of `metrics.jsonl`.
+        checkpoint_every: Number of updates between two checkpoints.
+        keep_checkpoints: Number of checkpoints that are kept.
+        resume: Whether to go on from the newest checkpoint in the run's folder, if there is one.
         push_to_hub: Hub id that the finished pipeline is published to, as by `c-diffset publish`.
-        push_private: make that repository private, if it is new.
+        push_private: Whether that repository is private, if it is new.
     """
 
     output_dir: str
     data: DataConfig
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
-    max_steps: int = 50_000
-    batch_size: int = 16
-    gradient_accumulation_steps: int = 1
-    ema_decay: float = 0.9999
+    max_steps: int = number(50_000, 1, MOST_STEPS)
+    batch_size: int = number(16, 1, 65_536)
+    gradient_accumulation_steps: int = number(1, 1, 65_536)
+    ema_decay: float = number(0.9999, 0.0, 1.0)
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     gradient_checkpointing: bool = False
     compile: bool = False
     channels_last: bool = False
-    seed: int = 0
-    log_every: int = 10
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
+    seed: int = number(0, 0, 2**32 - 1)
+    log_every: int = number(10, 1, MOST_STEPS)
+    checkpoint_every: int = number(1000, 1, MOST_STEPS)
+    keep_checkpoints: int = number(2, 1, 1_000_000)
     resume: bool = True
     push_to_hub: str | None = None
     push_private: bool = False
 
     def __post_init__(self):
+        check_numbers(self)
         if self.data.latent_cache and self.data.streaming:
             raise ValueError(
                 "data.latent_cache and data.streaming exclude each other: the cache needs the whole data set"
             )
-        for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
 
 
 @dataclass(kw_only=True)
@@ -191,16 +217,16 @@ class FinetuneConfig(RunConfig):
     """Fine-tuning, stages 1 and 2.
 
     Attributes:
-        model: what is trained.
-        stage: "denoising" (1), "confidence" (2), or "both": 1 before `confidence_start_step`, 2 from there on.
-        confidence_start_step: see `stage`; None: half of `max_steps`.
-        min_snr_gamma: min-SNR weighting of stage 1 (5 is usual); None: no weighting.
+        model: Settings of the model that is trained.
+        stage: Stage of C-DiffSET: "denoising" (1), "confidence" (2), or "both", one after the other in one run.
+        confidence_start_step: Update at which stage 2 starts in a run of both; null takes half of `max_steps`.
+        min_snr_gamma: Strength of the min-SNR weighting of stage 1 (5 is usual); null weights all times alike.
     """
 
     model: ModelConfig
     stage: Literal["denoising", "confidence", "both"] = "both"
-    confidence_start_step: int | None = None
-    min_snr_gamma: float | None = None
+    confidence_start_step: int | None = number(None, 0, MOST_STEPS)
+    min_snr_gamma: float | None = number(None, 0.0, MOST_WEIGHT)
 
     def __post_init__(self):
         super().__post_init__()
@@ -226,14 +252,14 @@ class ConsistencyConfig:
     """Consistency distillation (arXiv 2310.04378, 2407.06095).
 
     Attributes:
-        grid: times of the teacher's DDIM solver.
-        target_decay: decay of the target, the average of the student that it is compared with.
-        huber_c: width of the pseudo-Huber loss.
+        grid: Number of times of the teacher's DDIM solver.
+        target_decay: Decay of the target, the average of the student that the student is compared with.
+        huber_c: Width of the pseudo-Huber loss.
     """
 
-    grid: int = 50
-    target_decay: float = 0.95
-    huber_c: float = 1e-3
+    grid: int = number(50, 1, 10_000)
+    target_decay: float = number(0.95, 0.0, 1.0)
+    huber_c: float = number(1e-3, 1e-9, 1e3)
 
 
 @dataclass
@@ -241,20 +267,20 @@ class TimeAwareConfig:
     """One-step distillation (TAD-SR, arXiv 2408.07476).
 
     Attributes:
-        regression: what the student is regressed to: the "teacher"'s result from the same noise, or the "data".
-        results: folder of the teacher's results, computed once; needed with regression "teacher".
-        num_results: how many training samples the teacher translates.
-        teacher_steps: its steps; None: the teacher's default.
-        score_weight: of high-frequency score distillation; 0: none.
-        noise_timesteps: lowest and highest time tau that score distillation and the critic noise images to.
+        regression: What the student is regressed to: the "teacher"'s result from the same noise, or the "data".
+        results: Folder of the teacher's results, computed once; needed where the student is regressed to them.
+        num_results: Number of training samples that the teacher translates.
+        teacher_steps: Number of the teacher's sampling steps; null takes the teacher's default.
+        score_weight: Weight of the high-frequency score distillation; 0 leaves it out.
+        noise_timesteps: Lowest and highest time that score distillation and the critic noise images to.
     """
 
     regression: Literal["teacher", "data"] = "teacher"
     results: str | None = None
-    num_results: int = 4096
-    teacher_steps: int | None = None
-    score_weight: float = 1.0
-    noise_timesteps: tuple[int, int] = (20, 400)
+    num_results: int = number(4096, 1, 100_000_000)
+    teacher_steps: int | None = number(None, 1, 10_000)
+    score_weight: float = number(1.0, 0.0, MOST_WEIGHT)
+    noise_timesteps: tuple[int, int] = number((20, 400), 0, 1_000_000)
 
 
 @dataclass
@@ -262,13 +288,13 @@ class CriticConfig:
     """The adversarial term.
 
     Attributes:
-        weight: of the student's adversarial loss; 0: no critic.
-        loss: "softplus", "hinge" or "wasserstein".
-        real: what counts as real for the consistency critic: the "target"'s prediction, or the "data".
-        optimizer: the critic's optimiser.
+        weight: Weight of the student's adversarial loss; 0 trains no critic.
+        loss: Form of the adversarial loss: "softplus", "hinge" or "wasserstein".
+        real: What counts as real for the consistency critic: the "target"'s prediction, or the "data".
+        optimizer: Settings of the critic's optimiser.
     """
 
-    weight: float = 0.0
+    weight: float = number(0.0, 0.0, MOST_WEIGHT)
     loss: AdversarialLoss = "softplus"
     real: Literal["target", "data"] = "target"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -279,32 +305,33 @@ class DistillConfig(RunConfig):
     """Distillation of a teacher into a student of few steps or one.
 
     Attributes:
-        teacher: folder or Hub id of a fine-tuned pipeline.
-        revision: Hub revision of `teacher`.
-        student: pipeline that the student starts from; None: the teacher.
-        lora_rank: train a LoRA of this rank instead of all weights; 0 trains all.
-        method: "consistency" (1 to 8 steps) or "time_aware" (one step).
-        consistency: settings of that method.
-        time_aware: settings of that method.
-        critic: the adversarial term of either.
-        confidence_weight: of the student's own variance, trained on its own error.
-        default_num_inference_steps: stored in the student; None: 4 for consistency, 1 for time-aware.
+        teacher: Folder or Hub id of the fine-tuned pipeline that teaches.
+        revision: Hub revision of the teacher.
+        student: Folder or Hub id of the pipeline that the student starts from; null starts from the teacher.
+        lora_rank: Rank of the LoRA that is trained instead of all weights; 0 trains all weights.
+        method: Method of distillation: "consistency" (1 to 8 steps) or "time_aware" (one step).
+        consistency: Settings of consistency distillation.
+        time_aware: Settings of time-aware distillation.
+        critic: Settings of the adversarial term, which either method can have.
+        confidence_weight: Weight of the loss of the student's variance, which is trained on the student's own error.
+        default_num_inference_steps: Number of sampling steps that the student takes unless told otherwise; null takes 4
+            for consistency and 1 for time-aware distillation.
     """
 
     teacher: str
     revision: str | None = None
     student: str | None = None
-    lora_rank: int = 0
+    lora_rank: int = number(0, 0, 8192)
     method: Literal["consistency", "time_aware"] = "consistency"
     consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
     time_aware: TimeAwareConfig = field(default_factory=TimeAwareConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
-    confidence_weight: float = 1.0
-    default_num_inference_steps: int | None = None
+    confidence_weight: float = number(1.0, 0.0, MOST_WEIGHT)
+    default_num_inference_steps: int | None = number(None, 1, 10_000)
 
     def __post_init__(self):
         super().__post_init__()
-        if self.method == "consistency" and not 1 <= self.steps <= self.consistency.grid:
+        if self.method == "consistency" and self.steps > self.consistency.grid:
             raise ValueError(
                 f"default_num_inference_steps is {self.steps}, expected 1 to {self.consistency.grid} (consistency.grid)"
             )
@@ -314,8 +341,8 @@ class DistillConfig(RunConfig):
             if self.data.streaming:
                 raise ValueError("time_aware.regression teacher and data.streaming exclude each other: use data")
         low, high = self.time_aware.noise_timesteps
-        if not 0 <= low <= high:
-            raise ValueError(f"time_aware.noise_timesteps is {low}, {high}: expected 0 <= lowest <= highest")
+        if low > high:
+            raise ValueError(f"time_aware.noise_timesteps is {low}, {high}: expected the lowest first")
 
     @property
     def steps(self) -> int:
@@ -328,78 +355,40 @@ class DistillConfig(RunConfig):
         return self.method == "time_aware" and self.time_aware.regression == "teacher"
 
 
+def _checked(load: Callable) -> Callable:
+    """A loader of YAML that `check_yaml` looks at first."""
+
+    def load_checked(text: str):
+        check_yaml(text)
+        return load(text)
+
+    return load_checked
+
+
+set_loader("yaml", _checked(get_loader("yaml")), (ValueError, TypeError, AttributeError, YAMLError))
+
+
 def config_parser(config_class: type, description: str) -> ArgumentParser:
     """A parser that reads `--config NAME_OR_FILE`, and every field of `config_class` as an option that overrides it."""
-    parser = ArgumentParser(description=description, usage="%(prog)s --config RECIPE [--NAME VALUE ...]")
-    text = f"YAML file with any of the settings below, or the name of a recipe: {', '.join(recipes())}"
+    usage = "%(prog)s --config RECIPE [--NAME VALUE ...]"
+    parser = ArgumentParser(description=description, usage=usage, exit_on_error=False)
+    text = f"YAML file with any of the settings below, or the name of a recipe: {', '.join(recipes())}."
     parser.add_argument("--config", action=ConfigAction, metavar="RECIPE", help=text)
     parser.add_class_arguments(config_class, as_group=False)
     return parser
 
 
 def parse_config(config_class: type, description: str, args: list[str] | None = None):
-    """Parse the command line into a `config_class`; wrong settings end the program with a message."""
-    parser = config_parser(config_class, description)
-    settings = parser.instantiate_classes(parser.parse_args(args))
-    settings.pop("config", None)
-    try:
-        return config_class(**vars(settings))
-    except ValueError as error:
-        parser.error(str(error))
-
-
-PLACES = ("base", "teacher", "student", "vae", "source")  # settings that name a folder, a file or a Hub id
-
-
-def save_config(config, path: Path) -> None:
-    """Write the resolved settings as YAML that `--config` reads again; folders and files by their absolute paths."""
-    parser = config_parser(type(config), "")
-    path.write_text(parser.dump(parser.parse_object(Namespace(_located(asdict(config)))), skip_none=False))
-
-
-def _located(settings: dict) -> dict:
-    """Settings in which no relative path can be taken for a Hub id, or for another folder, elsewhere."""
-    located = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            value = _located(value)
-        elif key in PLACES and isinstance(value, str) and os.path.exists(value):
-            value = os.path.abspath(value)
-        located[key] = value
-    return located
-
-
-# settings that a resumed run may change: they alter neither the updates nor what is averaged
-FREE_ON_RESUME = {
-    *("output_dir", "model.base", "model.vae", "data.source", "data.latent_cache", "data.validation_split"),
-    *("data.num_workers", "log_every", "checkpoint_every", "keep_checkpoints", "compile", "channels_last"),
-    *("resume", "push_to_hub", "push_private", "gradient_checkpointing", "teacher", "time_aware.results"),
-    *("base", "encoder", "lpips_weights"),
-}
-
-
-def check_same_run(config, stored: Path) -> None:
-    """Refuse to go on with a run under settings that would have made another run of it.
+    """Parse the command line into a `config_class`.
 
     Raises:
-        ValueError: a setting differs from `stored`, the `config.yaml` of the run; the message names it.
+        ValueError: a setting is unknown, missing or wrong; the message is one line.
+        FileNotFoundError: the file of settings is missing.
     """
-    now, then = (_flatten(_located(x)) for x in (asdict(config), yaml.safe_load(stored.read_text())))
-    for key, value in now.items():
-        free = key in FREE_ON_RESUME or key.startswith("validation.")
-        if not free and key in then and then[key] != value:
-            raise ValueError(
-                f"{key} is {value}, but the run in {stored.parent} was started with {then[key]}: "
-                "restore it, or choose another output_dir"
-            )
-
-
-def _flatten(settings: dict, prefix: str = "") -> dict:
-    """Nested settings to dotted keys; tuples as lists, as YAML has them."""
-    flat = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
+    parser = config_parser(config_class, description)
+    try:
+        settings = parser.instantiate_classes(parser.parse_args(args))
+        settings.pop("config", None)
+        return config_class(**vars(settings))
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise ValueError(" ".join(str(error).split())) from None

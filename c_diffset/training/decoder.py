@@ -27,9 +27,10 @@ from c_diffset.measurement.metrics import psnr, ssim
 from c_diffset.measurement.networks import load_lpips
 from c_diffset.measurement.picture_grid import make_grid
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
-from c_diffset.training.config import RunConfig
-from c_diffset.training.loop import RunFolder, make_accelerator, make_optimizer, process_batches, train, update
-from c_diffset.training.validation import GRID_ROWS, Validator
+from c_diffset.training.config import MOST_WEIGHT, RunConfig, number
+from c_diffset.training.loop import make_accelerator, train
+from c_diffset.training.task import Task
+from c_diffset.training.validation import GRID_ROWS
 
 GRID_LABELS = ("EO", "generic", "fine-tuned")
 
@@ -39,17 +40,17 @@ class DecoderConfig(RunConfig):
     """Fine-tuning the decoder of an `AutoencoderTiny`.
 
     Attributes:
-        base: folder or Hub id of the `AutoencoderTiny`.
-        encoder: folder or Hub id of the autoencoder whose latents the decoder learns to read, such as the one that the
-            diffusion model was trained with; None: those of `base`.
-        lpips_weight: of LPIPS beside the L1 distance; 0: none.
-        lpips_net: network of that LPIPS.
-        lpips_weights: file with its complete weights; None: downloaded.
+        base: Folder or Hub id of the `AutoencoderTiny` whose decoder is trained.
+        encoder: Folder or Hub id of the autoencoder whose latents the decoder learns to read, such as the one that the
+            diffusion model was trained with; without it, the encoder of the base.
+        lpips_weight: Weight of LPIPS beside the L1 distance; 0 leaves LPIPS out.
+        lpips_net: Network of that LPIPS.
+        lpips_weights: File with the complete weights of that network; without it, they are downloaded.
     """
 
     base: str
     encoder: str | None = None
-    lpips_weight: float = 0.5
+    lpips_weight: float = number(0.5, 0.0, MOST_WEIGHT)
     lpips_net: Literal["squeeze", "alex", "vgg"] = "squeeze"
     lpips_weights: str | None = None
 
@@ -65,15 +66,14 @@ class EOCrops(TrainingPairs):
         """Training sample `number`, made of this row."""
         rng = sample_rng(self.seed, number)
         pair = read_pair(row)
-        images = {"sar": np.moveaxis(np.atleast_3d(pair.sar), -1, 0), "eo": np.moveaxis(pair.eo, -1, 0)}
+        images = {"sar": np.moveaxis(pair.eo, -1, 0)}  # as large as the SAR image, whose size counts
         if pair.mask is not None:
             images["mask"] = pair.mask[None]
         images = random_crop(images, self.crop_size, rng, pair.id)
         which = rng.integers(FLIPS_AND_TURNS) if self.augment else 0
-        sample = {"eo": eo_to_tensor(flip_and_turn(images["eo"], which)), "number": number}
-        if pair.mask is not None:
-            sample["mask"] = torch.from_numpy(flip_and_turn(images["mask"], which).astype(np.float32))
-        return sample
+        turned = {key: flip_and_turn(image, which) for key, image in images.items()}
+        sample = {"eo": eo_to_tensor(turned["sar"]), "number": number}
+        return sample | {key: torch.from_numpy(turned[key].astype(np.float32)) for key in turned if key == "mask"}
 
 
 def latent_space(vae: AutoencoderKL | AutoencoderTiny) -> CDiffSETPipeline:
@@ -81,68 +81,48 @@ def latent_space(vae: AutoencoderKL | AutoencoderTiny) -> CDiffSETPipeline:
     return CDiffSETPipeline(unet=None, scheduler=DDIMScheduler(), vae=vae)
 
 
-class DecoderTask:
-    """A `Task` of the loop: the decoder of `base` learns to invert a frozen encoder."""
+class DecoderTask(Task):
+    """The decoder of `base` learns to invert a frozen encoder."""
 
     def __init__(self, config: DecoderConfig):
-        self.config = config
-        self.model = load_autoencoder(config.base)
-        if not isinstance(self.model, AutoencoderTiny):
-            raise ValueError(f"base {config.base} is a {type(self.model).__name__}: expected an AutoencoderTiny")
-        self.space = latent_space(load_autoencoder(config.encoder) if config.encoder else self.model)
-        check_same_latents(self.model, self.space, config.base)
+        model = load_autoencoder(config.base)
+        if not isinstance(model, AutoencoderTiny):
+            raise ValueError(f"base {config.base} is a {type(model).__name__}: expected an AutoencoderTiny")
+        self.space = latent_space(load_autoencoder(config.encoder) if config.encoder else model)
+        check_same_latents(model, self.space, config.base)
         self.space.vae.requires_grad_(False)
-        self.model.requires_grad_(False)
-        self.model.decoder.requires_grad_(True)
-        if config.gradient_checkpointing:
-            self.model.enable_gradient_checkpointing()
+        model.requires_grad_(False)
+        model.decoder.requires_grad_(True)
         if config.channels_last:
-            self.model.to(memory_format=torch.channels_last)
             self.space.vae.to(memory_format=torch.channels_last)
-        self.optimizer = make_optimizer(self.model.decoder.parameters(), config.optimizer)
         self.lpips = load_lpips(config.lpips_net, config.lpips_weights) if config.lpips_weight else None
+        super().__init__(config, model, model.decoder)
 
     def prepare(self, accelerator: Accelerator) -> None:
-        """Wrap decoder and optimiser, and look at what the generic decoder does."""
-        for module in (self.model, self.space.vae, self.lpips):
+        """As in `Task`; and a look at what the generic decoder does."""
+        super().prepare(accelerator)
+        for module in (self.space.vae, self.lpips):
             if module is not None:
                 module.to(accelerator.device)
-        if self.config.compile:
-            self.model.decoder.compile()
-        self.decoder, self.optimizer = accelerator.prepare(self.model.decoder, self.optimizer)
-        if self.config.data.validation_split and accelerator.is_main_process:
-            validator = Validator(self.config.data, self.config.validation, accelerator.device)
-            self.crops, self.judge = validator.pairs, validator.lpips_model or self.lpips
+        if self.validator is not None:
+            self.crops, self.judge = self.validator.pairs, self.validator.lpips_model or self.lpips
             self.generic = self.reconstruct(self.model)
 
     def loader(self, accelerator: Accelerator, start: int) -> DataLoader:
         """Endless batches of EO crops for this process, from sample number `start` on."""
         data = self.config.data
-        crops = EOCrops(
-            load_pairs(data.source, split=data.split, streaming=data.streaming),
-            data.crop_size,
-            seed=self.config.seed,
-            augment=data.augment,
-            factor=self.space.vae_scale_factor,
-        )
-        return process_batches(crops, self.config, accelerator, start)
+        pairs = load_pairs(data.source, split=data.split, streaming=data.streaming)
+        options = dict(seed=self.config.seed, augment=data.augment, factor=self.space.vae_scale_factor)
+        return self.batches(EOCrops(pairs, data.crop_size, **options), accelerator, start)
 
-    def train_batch(self, accelerator: Accelerator, batch: dict, step: int) -> dict[str, Tensor]:
-        """Forward, backward and update; returns the loss, its parts, and the norm of the gradient."""
-        eo = batch["eo"].to(accelerator.device)
-        mask = batch["mask"].to(accelerator.device) if "mask" in batch else None
-        with accelerator.accumulate(self.decoder):
-            with accelerator.autocast():
-                latents = self.space.encode(eo)
-            scaling, shift = self.model.config.scaling_factor, self.model.config.shift_factor
-            loss, logs = self.loss(self.decoder(latents / scaling + shift), eo, mask)
-            accelerator.backward(loss)
-            logs |= update(
-                accelerator, self.decoder, self.optimizer, self.config.optimizer, step, self.config.max_steps
-            )
-        return logs
+    def loss(self, batch: dict, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The distance of the decoded latents from the image, and its parts."""
+        with self.autocast():
+            latents = self.space.encode(batch["eo"])
+        scaling, shift = self.model.config.scaling_factor, self.model.config.shift_factor
+        return self.distance(self.wrapped(latents / scaling + shift), batch["eo"], batch.get("mask"))
 
-    def loss(self, decoded: Tensor, eo: Tensor, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def distance(self, decoded: Tensor, eo: Tensor, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """L1 + lpips_weight * LPIPS of images B x 3 x H x W in [-1, 1], under a mask B x 1 x H x W, and its parts."""
         if mask is None:
             l1 = (decoded - eo).abs().mean()
@@ -178,17 +158,13 @@ class DecoderTask:
         """The whole autoencoder: it is what a run saves."""
         return model
 
-    def save_adapter(self, run: RunFolder) -> None:
-        """There is none."""
-
-    def validate(self, pipe: AutoencoderTiny, samples: Path, step: int) -> dict[str, float] | None:
+    def validate(self, pipe: AutoencoderTiny, picture: Path) -> dict[str, float] | None:
         """Metrics of the reconstructed validation crops, beside those before fine-tuning, with a picture grid."""
-        if self.config.data.validation_split is None:
+        if self.validator is None:
             return None
         means, pictures = self.reconstruct(pipe)
         true = [eo_to_tensor(np.moveaxis(pair.eo, -1, 0)) * 0.5 + 0.5 for pair in self.crops[:GRID_ROWS]]
-        rows = list(zip(true, self.generic[1], pictures, strict=True))
-        make_grid(rows, GRID_LABELS).save(samples / f"step_{step:08d}.png")
+        make_grid(list(zip(true, self.generic[1], pictures, strict=True)), GRID_LABELS).save(picture)
         return means | {f"generic_{name}": value for name, value in self.generic[0].items()}
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -17,7 +16,7 @@ from c_diffset.pipelines.pipeline_cdiffset import (
     encode_prompt_embeds,
 )
 from c_diffset.training.config import FinetuneConfig, ModelConfig
-from c_diffset.training.loop import make_accelerator, train, update
+from c_diffset.training.loop import make_accelerator, train
 from c_diffset.training.task import PairsTask
 
 
@@ -94,15 +93,6 @@ def _from_scratch(config: ModelConfig) -> CDiffSETPipeline:
 class Finetune(PairsTask):
     """The task of `train`: C-DiffSET's stages 1 and 2, in latent or pixel space."""
 
-    def train_batch(self, accelerator: Accelerator, batch: dict, step: int) -> dict[str, torch.Tensor]:
-        """Forward, backward and update; returns the loss and its parts."""
-        batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
-        with accelerator.accumulate(self.unet):
-            loss, logs = self.loss(batch, step)
-            accelerator.backward(loss)
-            logs |= update(accelerator, self.unet, self.optimizer, self.config.optimizer, step, self.config.max_steps)
-        return logs
-
     def loss(self, batch: dict, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss of stage 1 or 2, as `step` says, and what is logged."""
         sar, eo = self.latents(batch)
@@ -110,7 +100,7 @@ class Finetune(PairsTask):
         kind = self.pipe.config.prediction_type
         target = prediction_target(eo, batch["noise"], abar, kind)
         noisy = add_noise(eo, batch["noise"], abar)
-        prediction, raw_variance = self.call(self.unet, sar, noisy, batch["timestep"])
+        prediction, raw_variance = self.call(self.wrapped, sar, noisy, batch["timestep"])
         mask = batch.get("mask")
         if step >= self.config.confidence_start:
             loss = c_diff_loss(prediction, target, raw_variance, abar, mask)

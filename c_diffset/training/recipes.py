@@ -5,6 +5,8 @@ from pathlib import Path
 
 from jsonargparse import ActionConfigFile
 
+from c_diffset.files import read_yaml
+
 PACKAGE = Path(__file__).parent.parent
 
 
@@ -25,4 +27,5 @@ class ConfigAction(ActionConfigFile):
                 names = ", ".join(known)
                 parser.error(f"--config {values}: no such file or recipe, expected a YAML file or one of {names}")
             values = str(known[values])
+        read_yaml(Path(values))  # whose messages name the file
         super().__call__(parser, namespace, values, option_string)

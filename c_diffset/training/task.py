@@ -1,52 +1,152 @@
-"""What fine-tuning and distillation share: a UNet inside a pipeline, its pairs, its validation."""
+"""What one training step is: the part that all methods share, and what those on pairs share."""
 
 import copy
+from math import cos, pi
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from diffusers import AutoencoderTiny
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from c_diffset.data.batches import TrainingPairs
+from c_diffset.data.batches import TrainingPairs, training_loader
 from c_diffset.data.latents import CachedPairs, build_latent_cache
 from c_diffset.data.pairs import load_pairs
 from c_diffset.models.unet import add_lora
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
-from c_diffset.training.config import RunConfig
-from c_diffset.training.loop import RunFolder, make_optimizer, process_batches
+from c_diffset.training.checkpoint import Part
+from c_diffset.training.config import OptimizerConfig, RunConfig
+from c_diffset.training.run import RunFolder
 from c_diffset.training.validation import Validator
 
 PRECISION = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-class PairsTask:
-    """A `Task` of the loop without its `train_batch`: trains the UNet of `pipe`, or a LoRA of it, on pairs."""
+def make_optimizer(parameters, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW, or its 8-bit form."""
+    options = dict(lr=config.learning_rate, betas=tuple(config.betas), weight_decay=config.weight_decay)
+    if not config.use_8bit_adam:
+        return torch.optim.AdamW(parameters, **options)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise ImportError("optimizer.use_8bit_adam needs bitsandbytes: pip install bitsandbytes") from None
+    return AdamW8bit(parameters, **options)
 
-    def __init__(self, config: RunConfig, pipe: CDiffSETPipeline, lora_rank: int = 0):
-        self.config, self.pipe, self.lora_rank = config, pipe, lora_rank
-        self.model: nn.Module = pipe.unet
-        self.model.train().requires_grad_(True)
-        if pipe.vae is not None:
-            pipe.vae.requires_grad_(False)
-        if lora_rank:
-            add_lora(self.model, lora_rank)
+
+def cosine_lr(step: int, config: OptimizerConfig, max_steps: int) -> float:
+    """Learning rate of update `step`: linear warm-up, then half a cosine down to zero."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + cos(pi * min(1.0, progress)))
+
+
+class Task:
+    """A training method, as the loop sees it: `model` is averaged, validated and saved, its part `trained` is trained.
+
+    A method says what its batches are (`loader`), what the loss of one is (`loss`), and what is saved (`pipeline`).
+    """
+
+    def __init__(self, config: RunConfig, model: nn.Module, trained: nn.Module):
+        self.config, self.model, self.trained = config, model, trained
         if config.gradient_checkpointing:
-            self.model.enable_gradient_checkpointing()
+            model.enable_gradient_checkpointing()
         if config.channels_last:
-            self.model.to(memory_format=torch.channels_last)
-        self.trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            model.to(memory_format=torch.channels_last)
+        self.trainable = [parameter for parameter in trained.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(self.trainable, config.optimizer)
 
     def prepare(self, accelerator: Accelerator) -> None:
-        """Wrap UNet and optimiser; the frozen autoencoder only moves to the device."""
+        """Wrap what is trained and its optimiser for the device and the number of processes."""
         if self.config.compile:
-            self.model.compile()
-        self.unet, self.optimizer = accelerator.prepare(self.model, self.optimizer)
-        if self.pipe.vae is not None:
-            self.pipe.vae.to(accelerator.device)
+            self.trained.compile()
+        self.model.to(accelerator.device)
+        self.wrapped, self.optimizer = accelerator.prepare(self.trained, self.optimizer)
+        self.autocast = accelerator.autocast
+        self.validator = None
         if self.config.data.validation_split and accelerator.is_main_process:
             self.validator = Validator(self.config.data, self.config.validation, accelerator.device)
+
+    def parts(self) -> dict[str, Part]:
+        """What a checkpoint holds, by name."""
+        return {"model": self.trained, "optimizer": self.optimizer}
+
+    def loader(self, accelerator: Accelerator, start: int) -> DataLoader:
+        """Endless batches of this process, from sample number `start` on."""
+        raise NotImplementedError
+
+    def batches(self, samples: Dataset, accelerator: Accelerator, start: int) -> DataLoader:
+        """Endless batches of `samples` for this process, from sample number `start` on."""
+        return training_loader(
+            samples,
+            self.config.batch_size,
+            accelerator.process_index,
+            accelerator.num_processes,
+            start,
+            self.config.data.num_workers,
+            self.config.data.shuffle_buffer,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+
+    def train_batch(self, accelerator: Accelerator, batch: dict, step: int) -> dict[str, torch.Tensor]:
+        """Forward, backward, and (where gradients are synchronised) update; returns what is logged."""
+        batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+        with accelerator.accumulate(self.wrapped):
+            loss, logs = self.loss(batch, step)
+            accelerator.backward(loss)
+            return logs | self.update(accelerator, self.wrapped, self.optimizer, self.config.optimizer, step)
+
+    def loss(self, batch: dict, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss of a batch on the device, and what is logged."""
+        raise NotImplementedError
+
+    def update(
+        self, accelerator: Accelerator, model: nn.Module, optimizer, config: OptimizerConfig, step: int
+    ) -> dict[str, torch.Tensor]:
+        """Clip the gradients and update the model, where gradients are synchronised; returns their norm to log."""
+        for group in optimizer.param_groups:
+            group["lr"] = cosine_lr(step, config, self.config.max_steps)
+        logs = {}
+        if accelerator.sync_gradients:
+            logs["grad_norm"] = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return logs
+
+    def pipeline(self, model: nn.Module) -> CDiffSETPipeline | AutoencoderTiny:
+        """What is validated and saved."""
+        raise NotImplementedError
+
+    def save_adapter(self, run: RunFolder) -> None:
+        """Write the adapter, where one is trained instead of all weights."""
+
+    def validate(self, pipe: CDiffSETPipeline | AutoencoderTiny, picture: Path) -> dict[str, float] | None:
+        """Metrics on the validation split, with a picture grid; None without such a split."""
+        return None if self.validator is None else self.validator(pipe, picture)
+
+
+class PairsTask(Task):
+    """A task without its loss: it trains the UNet of `pipe`, or a LoRA of it, on pairs."""
+
+    def __init__(self, config: RunConfig, pipe: CDiffSETPipeline, lora_rank: int = 0):
+        if config.data.crop_size % pipe.size_multiple:
+            found, expected = config.data.crop_size, pipe.size_multiple
+            raise ValueError(f"data.crop_size is {found}, expected a multiple of {expected} for this model")
+        self.pipe, self.lora_rank = pipe, lora_rank
+        pipe.unet.train().requires_grad_(True)
+        if pipe.vae is not None:
+            pipe.vae.requires_grad_(False)
+        if lora_rank:
+            add_lora(pipe.unet, lora_rank)
+        super().__init__(config, pipe.unet, pipe.unet)
+
+    def prepare(self, accelerator: Accelerator) -> None:
+        """As in `Task`; the frozen autoencoder only moves to the device."""
+        super().prepare(accelerator)
+        if self.pipe.vae is not None:
+            self.pipe.vae.to(accelerator.device)
         self.abar = self.pipe.scheduler.alphas_cumprod.to(accelerator.device)
 
     def samples(self, accelerator: Accelerator) -> TrainingPairs:
@@ -68,7 +168,7 @@ class PairsTask:
 
     def loader(self, accelerator: Accelerator, start: int) -> DataLoader:
         """Endless batches of this process, from sample number `start` on."""
-        return process_batches(self.samples(accelerator), self.config, accelerator, start)
+        return self.batches(self.samples(accelerator), accelerator, start)
 
     def latents(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """SAR and EO of a batch in latent space (B x C x h x w), as they are in pixel space."""
@@ -96,12 +196,6 @@ class PairsTask:
         """Write a LoRA as a standard adapter, `lora/`."""
         if self.lora_rank:
             run.replace("lora", self.model.save_lora_adapter)
-
-    def validate(self, pipe: CDiffSETPipeline, samples: Path, step: int) -> dict[str, float] | None:
-        """Metrics on the validation split, with a picture grid."""
-        if self.config.data.validation_split is None:
-            return None
-        return self.validator(pipe, samples / f"step_{step:08d}.png")
 
 
 def with_components(pipe: CDiffSETPipeline, **changes) -> CDiffSETPipeline:

@@ -11,7 +11,8 @@ import torch
 
 from c_diffset.loading import model_revision
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
-from c_diffset.training.config import DataConfig, FinetuneConfig, save_config
+from c_diffset.training.config import DataConfig, FinetuneConfig
+from c_diffset.training.run import save_config
 from tests.conftest import tiny_components
 from tests.hub.server import TOKEN, HubServer
 

@@ -17,7 +17,8 @@ from c_diffset import write_pairs
 from c_diffset.hub.folder import inherited_license
 from c_diffset.hub.publish import publish
 from c_diffset.pipelines.pipeline_cdiffset import SOURCE, CDiffSETPipeline
-from c_diffset.training.config import DataConfig, FinetuneConfig, ModelConfig, save_config
+from c_diffset.training.config import DataConfig, FinetuneConfig, ModelConfig
+from c_diffset.training.run import save_config
 from tests.hub.conftest import REPO, SAR, SD21, change_json, evaluation_of, names_below, translate, write_run
 
 

@@ -1,12 +1,15 @@
 """Settings: read, checked, overridden, written."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
 
-from c_diffset.training.config import DistillConfig, FinetuneConfig, parse_config, save_config
+from c_diffset.training.config import DistillConfig, FinetuneConfig, parse_config
 from c_diffset.training.decoder import DecoderConfig
+from c_diffset.training.run import check_same_run, save_config
+from tests.hostile import outcome
 
 ROOT = Path(__file__).parent.parent.parent
 MINIMAL = {"output_dir": "run", "model": {"unet": {"block_out_channels": [8, 32]}}, "data": {"source": "pairs"}}
@@ -44,23 +47,33 @@ def test_resolved_settings_read_back_equal(tmp_path):
         ({"max_steps": "many"}, "max_steps"),
         ({"max_steps": 0}, "max_steps is 0"),
         ({"stage": "third"}, "stage"),
+        ({"max_steps": 1e12}, "max_steps"),
+        ({"batch_size": 10**12}, "batch_size is 1000000000000, expected 1 to 65,536"),
+        ({"seed": -1}, "seed is -1"),
+        ({"ema_decay": 1.5}, "ema_decay is 1.5"),
+        ({"optimizer": {"learning_rate": float("nan")}}, "optimizer.learning_rate is nan, expected 0.0 to 10.0"),
+        ({"optimizer": {"learning_rate": float("inf")}}, "optimizer.learning_rate is inf"),
+        ({"optimizer": {"betas": [0.9, 1.0]}}, r"optimizer.betas is \(0.9, 1.0\)"),
+        ({"data": {"source": "pairs", "crop_size": 0}}, "data.crop_size is 0"),
+        ({"data": {"source": "pairs", "crop_size": -1}}, "data.crop_size is -1"),
+        ({"model": {"unet": {"block_out_channels": [8, -32]}}}, r"model.unet.block_out_channels is \[8, -32\]"),
+        ({"model": {"unet": {"block_out_channels": []}}}, "model.unet.block_out_channels is empty"),
         ({"model": {}}, "either `base`"),
         ({"model": MINIMAL["model"] | {"base": "sd"}}, "either `base`"),
         ({"model": MINIMAL["model"] | {"zero_terminal_snr": True}}, "zero_terminal_snr"),
         ({"data": {"source": "pairs", "latent_cache": "cache"}}, "latent_cache"),
     ],
 )
-def test_wrong_settings_are_named_before_any_work(tmp_path, capsys, change, named):
-    with pytest.raises(SystemExit) as stop:
+def test_wrong_settings_are_named_before_any_work(tmp_path, change, named):
+    with pytest.raises(ValueError, match=named) as refusal:
         parse(tmp_path, MINIMAL | change)
-    assert stop.value.code == 2
-    assert named in capsys.readouterr().err
+    assert "\n" not in str(refusal.value)
 
 
-def test_a_yaml_file_runs_no_code(tmp_path, capsys):
+def test_a_yaml_file_runs_no_code(tmp_path):
     marker = tmp_path / "ran"
     (tmp_path / "config.yaml").write_text(f"output_dir: !!python/object/apply:os.mkdir ['{marker}']\n")
-    with pytest.raises(SystemExit):
+    with pytest.raises(ValueError, match="config.yaml: could not determine a constructor"):
         parse_config(FinetuneConfig, "", ["--config", str(tmp_path / "config.yaml")])
     assert not marker.exists()
 
@@ -68,3 +81,41 @@ def test_a_yaml_file_runs_no_code(tmp_path, capsys):
 @pytest.mark.parametrize("stage, start", [("both", 5), ("denoising", 10), ("confidence", 0)])
 def test_the_stage_says_when_confidence_starts(tmp_path, stage, start):
     assert parse(tmp_path, MINIMAL | {"max_steps": 10, "stage": stage}).confidence_start == start
+
+
+BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}]\n" for a, b in pairwise("abcdefghijklmno"))
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        (BOMB, "has the alias"),
+        ("data: &d {source: *d}", "has the alias"),
+        ("<<: &a {seed: 1}\nmodel: {<<: [*a, *a]}", "has the alias"),
+        ("model: " + "[" * 10_000, "more than 30 levels deep"),
+        ("seed: 1\n" * 20_000, "160000 characters"),
+        ("", "holds NoneType: expected a mapping"),
+        ("- seed: 1", "holds list"),
+        ("run", "holds str"),
+        ("a: 1\n---\nb: 1", "expected a single document"),
+        ("seed: " + "1" * 5000, "digits"),
+        ("a: [1", "is not YAML"),
+    ],
+    ids=range(11),
+)
+def test_files_of_settings_that_are_none(tmp_path, text, found):
+    """For the command line, and for the settings that a run folder holds; both soon enough."""
+    (tmp_path / "config.yaml").write_text(text)
+    for read in (
+        lambda path: parse_config(FinetuneConfig, "", ["--config", str(path)]),
+        lambda path: parse_config(FinetuneConfig, "", [f"--config={path}"]),
+        lambda path: check_same_run(parse(tmp_path.parent, MINIMAL), path),
+    ):
+        message = outcome(read, tmp_path / "config.yaml")
+        assert found in message and str(tmp_path / "config.yaml") in message
+
+
+def test_settings_on_the_command_line_are_no_bomb_either(tmp_path):
+    bomb = "{" + ", ".join(BOMB.splitlines()) + "}"
+    assert "data" in outcome(parse, tmp_path, MINIMAL, "--data", bomb)
+    assert "Expected a <class 'int'>" in outcome(parse, tmp_path, MINIMAL, "--seed", "*a")

@@ -134,7 +134,7 @@ def test_the_loss_in_closed_form_and_masked_pixels_have_no_part(files, tmp_path)
     mask = torch.zeros(2, 1, 32, 32)
     mask[0, 0, 3:9, 5:30] = 1
     decoded.requires_grad_(True)
-    loss, logs = task.loss(decoded, eo, mask)
+    loss, logs = task.distance(decoded, eo, mask)
 
     valid = (decoded - eo).detach().double()[0, :, 3:9, 5:30]
     network = copy.deepcopy(task.lpips).double()
@@ -144,7 +144,7 @@ def test_the_loss_in_closed_form_and_masked_pixels_have_no_part(files, tmp_path)
     (gradient,) = torch.autograd.grad(loss, decoded)
     assert (gradient * (1 - mask)).abs().max() == 0 and (gradient[0] * mask[0]).abs().max() > 0
 
-    loss, logs = task.loss(decoded, eo, None)
+    loss, logs = task.distance(decoded, eo, None)
     assert logs["l1"].item() == pytest.approx((decoded - eo).abs().double().mean().item(), rel=1e-5)
 
 

@@ -14,7 +14,6 @@ from diffusers import ConfigMixin, DDIMScheduler, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from c_diffset.data.teacher_results import sample_latents
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.training.config import (
     ConsistencyConfig,
@@ -122,13 +121,14 @@ def train(method: str, tmp_path, updates: int, only: set[str] | None = None, **c
     generator = torch.manual_seed(0)
     sampler = DDIMScheduler.from_config(teacher.scheduler.config)
     frozen = CDiffSETPipeline(task.teacher, sampler)
+    frozen.set_progress_bar_config(disable=True)
     for step in range(updates):
         draw = lambda: torch.randn(BATCH, 3, SIZE, SIZE, generator=generator)  # noqa: E731
         sar = 0.5 * draw()
         batch = {"sar": sar, "eo": sar + DEVIATION * draw(), "noise": draw(), "noise_2": draw()}
         batch |= {name: torch.randint(0, 1000, (BATCH,), generator=generator) for name in ("timestep", "timestep_2")}
         if config.needs_results:
-            batch["result"] = sample_latents(frozen, sar, batch["noise"], GRID)
+            batch["result"] = frozen.denoise(sar, GRID, latents=batch["noise"])[0]
         task.train_batch(accelerator, batch, step)
     return task
 

@@ -21,7 +21,8 @@ from c_diffset.training.config import (
     ValidationConfig,
 )
 from c_diffset.training.finetune import Finetune, build_pipeline, finetune
-from c_diffset.training.loop import make_accelerator, make_optimizer
+from c_diffset.training.loop import make_accelerator
+from c_diffset.training.task import make_optimizer
 from tests.conftest import tiny_conditional_unet, tiny_text, tiny_vae
 
 SAR = {"units": "display", "range": [0.0, 1.0], "channels": [0]}

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from c_diffset.synthetic.generate import write_pairs
 from c_diffset.training.config import FinetuneConfig, parse_config
-from c_diffset.training.loop import RunFolder
+from c_diffset.training.run import RunFolder, check_same_run
 
 pytestmark = pytest.mark.slow
 
@@ -88,14 +88,14 @@ def assert_same_run(output: Path, uninterrupted: Path) -> None:
     expected = load_file(uninterrupted / name)
     for key, value in load_file(output / name).items():
         assert torch.equal(value, expected[key]), key
-    assert not [path for path in output.rglob("*") if path.name.endswith((".tmp", ".part"))]
+    assert not [path for path in output.rglob("*") if path.name.endswith((".partial", ".old", ".lock"))]
 
 
 def test_killed_in_the_middle_of_a_step(settings, uninterrupted, tmp_path):
     output = tmp_path / "run"
     metrics = output / "metrics.jsonl"
     kill_when(lambda: metrics.exists() and '"step": 10' in metrics.read_text(), settings, output)
-    assert RunFolder(output).newest_checkpoint().name < f"step_{STEPS:08d}"
+    assert RunFolder(output).finished_checkpoints()[-1].name < f"step_{STEPS:08d}"
     finish(settings, output)
     assert_same_run(output, uninterrupted)
 
@@ -110,7 +110,7 @@ def test_a_killed_distillation_goes_on_exactly(method, settings, uninterrupted, 
     output = tmp_path / "run"
     metrics = output / "metrics.jsonl"
     kill_when(lambda: metrics.exists() and '"step": 10' in metrics.read_text(), settings, output)
-    assert RunFolder(output).newest_checkpoint().name < f"step_{STEPS:08d}"
+    assert RunFolder(output).finished_checkpoints()[-1].name < f"step_{STEPS:08d}"
     finish(settings, output)
     assert_same_run(output, tmp_path / "whole")
     assert "critic" in log_lines(output)[-1]
@@ -118,7 +118,7 @@ def test_a_killed_distillation_goes_on_exactly(method, settings, uninterrupted, 
 
 def test_killed_in_the_middle_of_a_checkpoint(settings, uninterrupted, tmp_path):
     output = tmp_path / "run"
-    aside = output / "checkpoints/step_00000006.tmp"
+    aside = output / "checkpoints/.step_00000006.partial"
     kill_when(lambda: aside.exists() and any(aside.iterdir()), settings, output)
     finish(settings, output)
     assert_same_run(output, uninterrupted)
@@ -127,8 +127,8 @@ def test_killed_in_the_middle_of_a_checkpoint(settings, uninterrupted, tmp_path)
 def test_killed_between_the_renames_of_the_pipeline(settings, uninterrupted, tmp_path):
     output = tmp_path / "run"
     finish(settings, output)
-    (output / "pipeline").rename(output / "pipeline.tmp")
-    (output / "pipeline.old.tmp").mkdir()
+    (output / "pipeline").rename(output / "checkpoints/.pipeline.partial")
+    (output / "checkpoints/.pipeline.old").mkdir()
     finish(settings, output)
     assert_same_run(output, uninterrupted)
 
@@ -139,7 +139,8 @@ def test_a_run_is_not_continued_under_other_settings(settings, uninterrupted, tm
         config.write_text(yaml.safe_dump(settings | {"output_dir": str(uninterrupted)} | change))
         parsed = parse_config(FinetuneConfig, "", ["--config", str(config)])
         with pytest.raises(ValueError, match=f"^{key} is"):
-            RunFolder(uninterrupted).start(parsed)
+            check_same_run(parsed, uninterrupted / "config.yaml")
     config.write_text(yaml.safe_dump(settings | {"output_dir": str(uninterrupted), "resume": False}))
     with pytest.raises(ValueError, match="holds a run already"):
-        RunFolder(uninterrupted).start(parse_config(FinetuneConfig, "", ["--config", str(config)]))
+        with RunFolder(uninterrupted).opened(parse_config(FinetuneConfig, "", ["--config", str(config)])):
+            pass
