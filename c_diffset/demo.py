@@ -67,7 +67,7 @@ def demo(output: str = "demo", max_steps: int = 600, size: int = 64, seed: int =
     make_own(folder)
     for number, (split, count) in enumerate(SPLITS.items()):
         if not (data / split / "metadata.jsonl").exists():
-            shutil.rmtree(data / split, ignore_errors=True)  # of a demo that was interrupted
+            shutil.rmtree(data / split, ignore_errors=True)  # what an interrupted demo has left
             write_pairs(data, count, size=size, seed=seed + number, split=split)
     model = finetune(config)
     report = evaluate(model, data, split="test", output=folder / "evaluation", download=False, overwrite=True)

@@ -9,9 +9,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class AveragedWeights:
-    """The exponential moving average of a model's weights, its decay perhaps warmed up as (1 + n) / (10 + n).
+    """The exponential moving average of a model's weights; its decay may be warmed up as (1 + n) / (10 + n).
 
-    One fused pass over the weights: four times faster than the EMA of diffusers, which copies them first.
+    An update is one fused pass over the weights, four times faster than the EMA of diffusers, which copies them first.
     """
 
     def __init__(self, parameters: list[nn.Parameter], decay: float, warm_up: bool = True):

@@ -33,7 +33,7 @@ def save_checkpoint(folder: Path, parts: dict[str, Part], step: int) -> None:
     for name, part in parts.items():
         state = part.state_dict()
         tensors: dict[str, torch.Tensor] = {}
-        # of an optimiser the moments alone: its settings are those of the run
+        # an optimiser leaves its moments only: its settings are those of the run
         rest = _without_tensors(state["state"] if isinstance(part, Optimizer) else state, "", tensors, {})
         save_file(tensors, folder / f"{name}.safetensors", {"rest": json.dumps(rest)})
     sums = {f"{name}.safetensors": file_sha256(folder / f"{name}.safetensors") for name in parts}
@@ -41,7 +41,7 @@ def save_checkpoint(folder: Path, parts: dict[str, Part], step: int) -> None:
 
 
 def _without_tensors(value, name: str, tensors: dict[str, torch.Tensor], known: dict):
-    """`value` as JSON has it; its tensors go into `tensors`, one that several places share goes there once."""
+    """`value` in a form that JSON takes. Its tensors go into `tensors`, each of them once."""
     if isinstance(value, dict):
         return {str(key): _without_tensors(item, f"{name}.{key}", tensors, known) for key, item in value.items()}
     if not isinstance(value, torch.Tensor):
@@ -49,7 +49,8 @@ def _without_tensors(value, name: str, tensors: dict[str, torch.Tensor], known: 
     turned = value.ndim == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
     place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
     if known.setdefault(place, name) == name:
-        tensors[name] = value.permute(0, 2, 3, 1) if turned else value.contiguous()  # a turned one needs no copy
+        # a tensor in the order of its memory needs no copy
+        tensors[name] = value.permute(0, 2, 3, 1) if turned else value.contiguous()
     return {TENSOR: known[place], "channels_last": turned}
 
 
@@ -81,7 +82,7 @@ def _with_tensors(value, file):
         return value
     if TENSOR not in value:
         return {key: _with_tensors(item, file) for key, item in value.items()}
-    tensor = file.get_tensor(value[TENSOR]).clone()  # out of the mapped file, to where memory is aligned
+    tensor = file.get_tensor(value[TENSOR]).clone()  # a copy, because memory of the mapped file is not aligned
     return tensor.permute(0, 3, 1, 2) if value["channels_last"] else tensor
 
 

@@ -12,7 +12,7 @@ from c_diffset.objectives.adversarial import AdversarialLoss
 from c_diffset.training.recipes import ConfigAction, recipes
 
 MOST_STEPS = 99_999_999  # names of checkpoints have eight digits
-MOST_WEIGHT = 1e6  # of one loss beside the others
+MOST_WEIGHT = 1e6  # the largest weight of one loss beside the others
 
 
 def number(default: Any, lowest: float, highest: float) -> Any:

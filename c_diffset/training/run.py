@@ -82,7 +82,7 @@ class RunFolder:
                 )
 
     def _aside(self, name: str) -> tuple[Path, Path]:
-        """Where a new folder is filled, and where the old one goes."""
+        """The places where a new folder is filled, and where the old one goes."""
         return self.checkpoints / f".{name}.partial", self.checkpoints / f".{name}.old"
 
     def _clear_up(self) -> None:
@@ -109,7 +109,7 @@ class RunFolder:
         target, (aside, _) = self.checkpoints / f"step_{step:08d}", self._aside(f"step_{step:08d}")
         aside.mkdir()
         save_checkpoint(aside, parts, step)
-        if target.exists():  # a damaged one
+        if target.exists():  # it is damaged, else the run would have gone on from it
             shutil.rmtree(target)
         aside.rename(target)
         for old in self.finished_checkpoints()[:-keep]:

@@ -14,7 +14,7 @@ from c_diffset.training.checkpoint import Part
 from c_diffset.training.config import DistillConfig
 from c_diffset.training.task import PairsTask, make_optimizer
 
-CONFIDENCE_BETA = 0.5  # of the beta-NLL, as Seitzer et al. recommend
+CONFIDENCE_BETA = 0.5  # the beta of the beta-NLL that Seitzer et al. recommend
 
 
 def teacher_fingerprint(pipe: CDiffSETPipeline) -> str:
@@ -25,7 +25,7 @@ def teacher_fingerprint(pipe: CDiffSETPipeline) -> str:
 
 
 class _SameTeacher:
-    """In every checkpoint, so that a run cannot go on under another teacher."""
+    """The part of every checkpoint that names the teacher, so that a run cannot go on under another one."""
 
     def __init__(self, teacher: CDiffSETPipeline):
         self.fingerprint = teacher_fingerprint(teacher)
@@ -58,14 +58,14 @@ class Distill(PairsTask):
             self.critic_optimizer = make_optimizer(self.critic.parameters(), config.critic.optimizer)
 
     def prepare(self, accelerator: Accelerator) -> None:
-        """As for all pairs; and the critic with its optimiser. The frozen teacher only moves to the device."""
+        """As in `PairsTask`, and the critic with its optimiser. The frozen teacher only moves to the device."""
         super().prepare(accelerator)
         self.teacher_pipe.to(accelerator.device)
         if self.critic is not None:
             self.wrapped_critic, self.critic_optimizer = accelerator.prepare(self.critic, self.critic_optimizer)
 
     def parts(self) -> dict[str, Part]:
-        """As for all pairs; and the critic with its optimiser, and which teacher this is."""
+        """As in `PairsTask`, and the critic with its optimiser, and the fingerprint of the teacher."""
         critic = {} if self.critic is None else {"critic": self.critic, "critic_optimizer": self.critic_optimizer}
         return super().parts() | critic | {"teacher": _SameTeacher(self.teacher_pipe)}
 

@@ -1,4 +1,4 @@
-"""What one training step is: the part that all methods share, and what those on pairs share."""
+"""What one training step is: the part that all methods share, and the part that the methods on pairs share."""
 
 import copy
 from math import cos, pi

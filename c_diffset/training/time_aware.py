@@ -47,7 +47,7 @@ class TimeAwareDistill(Distill):
 
     @property
     def teacher_steps(self) -> int:
-        """The teacher's steps to a cached result."""
+        """The number of steps that the teacher takes to a cached result."""
         return self.config.time_aware.teacher_steps or self.teacher_pipe.config.default_num_inference_steps
 
     def results_made_with(self, accelerator: Accelerator) -> dict[str, str | int]:
@@ -64,7 +64,7 @@ class TimeAwareDistill(Distill):
         }
 
     def losses(self, accelerator: Accelerator, batch: dict) -> dict[str, torch.Tensor]:
-        """The regression, score distillation, that of the variance, and the adversarial ones."""
+        """The losses of the regression, the score distillation, the variance and the critic."""
         sar, eo = self.latents(batch)
         mask, result = batch.get("mask"), batch.get("result", eo)
         last = torch.full_like(batch["timestep"], len(self.abar) - 1)
