@@ -172,6 +172,11 @@ def remove_own(folder: Path) -> None:
     """
     if not is_own(folder):
         raise FileExistsError(f"{folder} was not made by c_diffset (it holds no {MARKER}), so it stays: remove it")
+    for path in folder.iterdir():  # the marker last: a process that is killed here leaves a folder that is still ours
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != MARKER:
+            path.unlink()
     shutil.rmtree(folder)
 
 

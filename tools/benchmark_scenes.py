@@ -19,10 +19,10 @@ from jsonargparse import auto_cli
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 
-from c_diffset.inference.canvas import ArraySource, SceneCanvas, scene_grid, translate_windows
+from c_diffset.inference.canvas import Sampling, SceneCanvas, Work, scene_tiling, translate_windows
 from c_diffset.inference.raster import SarRaster
 from c_diffset.inference.scene import SceneOptions, translate_scene
-from c_diffset.inference.team import Team
+from c_diffset.inference.source import ArraySource
 from c_diffset.loading import Precision, load_pipeline
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.synthetic.generate import make_pair, to_display
@@ -98,7 +98,9 @@ def jump_ratio(eo: np.ndarray, borders: list[list[int]]) -> float:
 
 def seams(ground: np.ndarray, pipe: CDiffSETPipeline, steps: int) -> dict:
     """Jumps at tile borders of a blended scene, and of independent tiles."""
-    grid = scene_grid(pipe, ArraySource(ground, pipe.config.sar_transform), TILE, OVERLAP).scaled(pipe.vae_scale_factor)
+    grid = scene_tiling(pipe, ArraySource(ground, pipe.config.sar_transform), TILE, OVERLAP).scaled(
+        pipe.vae_scale_factor
+    )
     ends = [{side for box in grid.boxes for side in (box[axis], box[axis + 2])} for axis in (0, 1)]
     naive = [list(range(TILE, side, TILE)) for side in ground.shape]
     return {
@@ -127,10 +129,10 @@ def differences(ground: np.ndarray, pipe: CDiffSETPipeline, steps: int) -> dict:
 def scene_speed(scene: Path, folder: Path, pipe: CDiffSETPipeline, rounds: int, confidence: bool) -> dict:
     """Pixels a second of a whole translation, files included, over those of the bare model on the same tiles."""
     source = SarRaster(scene, pipe.config.sar_transform)
-    grid = scene_grid(pipe, source, TILE, OVERLAP)
+    grid = scene_tiling(pipe, source, TILE, OVERLAP)
     boxes = grid.scaled(pipe.vae_scale_factor).boxes
     seen = sum(height * width for height, width in (box.size for box in boxes))  # pixels of all tiles
-    canvas = SceneCanvas(source, pipe, 1, 0, grid, 4, Team(), None, lambda passes: None)
+    canvas = SceneCanvas(source, pipe, grid, Sampling(1), Work())
     batches = [(len(batch), boxes[batch[0]].size) for batch in canvas.batches(range(len(boxes)))]
     channels = pipe.vae.config.in_channels if pipe.vae else 1
 

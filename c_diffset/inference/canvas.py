@@ -8,17 +8,16 @@ step, so that tiles agree at every noise level (joint diffusion over windows: Mu
 import copy
 import mmap
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
 
 from c_diffset.data.batches import batches_of_one_size
+from c_diffset.inference.source import ArraySource, Source, fill_invalid
 from c_diffset.inference.team import Team
-from c_diffset.inference.tiles import Box, TileGrid, blocks_of
+from c_diffset.inference.tiles import Box, Tiling, blocks_of
 from c_diffset.noise import noise_generator
 from c_diffset.pipelines.pipeline_cdiffset import (
     CDiffSETPipeline,
@@ -27,24 +26,10 @@ from c_diffset.pipelines.pipeline_cdiffset import (
     raw_to_variance,
     variance_to_confidence,
 )
-from c_diffset.sar.radiometry import to_model
 
 BLOCK = 128  # side of the blocks, in canvas pixels, that the canvas is kept in and noise is drawn for
 WINDOW = 512  # side of the windows, in image pixels, that come out
 MEMORY_LIMIT = 8 * 2**20  # bytes above which one kind of tile goes to files
-
-
-class Source(Protocol):
-    """A SAR scene that can be read by windows."""
-
-    size: tuple[int, int]  # height and width in pixels
-    origin: tuple[int, int]  # row and column of its first pixel on the ground
-
-    def read(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
-        """Channels x H x W in [-1, 1] as the model sees them, and bool H x W, True where valid."""
-
-    def valid(self, box: Box) -> np.ndarray:
-        """The second of these alone."""
 
 
 @dataclass
@@ -64,49 +49,6 @@ class SceneWindow:
     confidence: np.ndarray | None
     valid: np.ndarray
     expected_error: np.ndarray | None = None
-
-
-class ArraySource:
-    """A scene that is at hand as an array, H x W or H x W x bands.
-
-    Args:
-        image: display values or backscatter, as the model's `sar_transform` says; anything with a shape whose windows
-            `numpy.asarray` takes (numpy, memory maps, xarray, zarr): it is read window by window.
-        sar_transform: of the model, see `sar_to_tensor`.
-        valid: bool H x W; by default where every band is finite, and not 0 in linear units.
-        origin: row and column of its first pixel on the ground.
-    """
-
-    def __init__(self, image, sar_transform: dict, valid=None, origin: tuple[int, int] = (0, 0)):
-        self.image, self.mask, self.sar_transform, self.origin = image, valid, sar_transform, origin
-        if len(image.shape) not in (2, 3):
-            raise ValueError(f"an image of shape {tuple(image.shape)}, expected H x W or H x W x bands")
-        self.size = tuple(image.shape[:2])
-        if valid is not None and tuple(valid.shape) != self.size:
-            raise ValueError(f"valid has shape {tuple(valid.shape)}, expected that of the image, {self.size}")
-
-    def read(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
-        """As `Source.read`."""
-        window = box.slices()[1:]
-        mask = None if self.mask is None else np.asarray(self.mask[window], bool)
-        return to_model(np.asarray(self.image[window]), mask, self.sar_transform)
-
-    def valid(self, box: Box) -> np.ndarray:
-        """As `Source.valid`."""
-        return self.read(box)[1]
-
-
-def fill_invalid(sar: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Channels x H x W with the valid part mirrored at its border into the rest: streaks would be taken for roads."""
-    if valid.all():
-        return sar
-    nearest = distance_transform_edt(~valid, return_distances=False, return_indices=True)
-    streaks = sar[:, nearest[0], nearest[1]]
-    rows, columns = (
-        np.clip(2 * near - here, 0, side - 1)
-        for near, here, side in zip(nearest, np.indices(valid.shape, np.int32), valid.shape, strict=True)
-    )
-    return streaks[:, rows, columns]
 
 
 class Store:
@@ -137,33 +79,63 @@ class Store:
 
 
 def tile_sides(pipe: CDiffSETPipeline, tile_size: int | None = None, overlap: int | None = None) -> tuple[int, int]:
-    """Side of a tile and overlap in pixels: as given, or the side that the model was trained at and 64."""
+    """Side of a tile and overlap in pixels: as given, or the side that the model was trained at and 64.
+
+    Raises:
+        ValueError: they do not fit the model or each other.
+    """
     multiple, trained = pipe.size_multiple, pipe.unet.config.sample_size
     if tile_size is None:
         pixels = trained * pipe.vae_scale_factor if isinstance(trained, int) else 512
         tile_size = max(2, pixels // multiple) * multiple
     if overlap is None:
         overlap = max(1, min(64, tile_size // 4) // multiple) * multiple
-    return tile_size, overlap
-
-
-def scene_grid(pipe: CDiffSETPipeline, source: Source, tile_size: int, overlap: int) -> TileGrid:
-    """The tiles of a scene, in canvas pixels; the canvas is the scene, widened to the model's multiple on the ground.
-
-    Raises:
-        ValueError: `tile_size` or `overlap` do not fit the model or each other.
-    """
-    multiple, factor = pipe.size_multiple, pipe.vae_scale_factor
     for name, value in (("tile_size", tile_size), ("overlap", overlap)):
         if value % multiple:
             raise ValueError(f"{name} is {value} pixels: this model needs a multiple of {multiple}")
     if not 0 <= overlap <= tile_size // 2 or tile_size == 0:
         raise ValueError(f"overlap is {overlap} pixels, expected from 0 to half of tile_size, {tile_size}")
+    return tile_size, overlap
+
+
+def scene_tiling(pipe: CDiffSETPipeline, source: Source, tile_size: int, overlap: int) -> Tiling:
+    """The tiles of a scene, in canvas pixels: the scene, widened to the model's multiple on the ground."""
+    multiple, factor = pipe.size_multiple, pipe.vae_scale_factor
     top, left = (position // multiple * multiple for position in source.origin)
     ends = [position + side for position, side in zip(source.origin, source.size, strict=True)]
     height, width = (-(-end // multiple) * multiple - start for end, start in zip(ends, (top, left), strict=True))
     origin, size = (top // factor, left // factor), (height // factor, width // factor)
-    return TileGrid(origin, size, tile_size // factor, overlap // factor, multiple // factor)
+    return Tiling(origin, size, tile_size // factor, overlap // factor, multiple // factor)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a scene is drawn from the model.
+
+    Attributes:
+        steps: number of inference steps.
+        seed: of the noise field.
+        batch_size: tiles that the model sees together; what they give does not depend on who shares the work.
+    """
+
+    steps: int
+    seed: int = 0
+    batch_size: int = 4
+
+
+@dataclass(frozen=True)
+class Work:
+    """Who translates a scene, and where.
+
+    Attributes:
+        team: the processes that share the scene.
+        folder: for what outgrows the memory limit, or has to be seen by other processes; None keeps all in memory.
+        progress: called with the number of tile passes done.
+    """
+
+    team: Team = field(default_factory=Team)
+    folder: Path | None = None
+    progress: Callable[[int], None] = lambda passes: None
 
 
 class SceneCanvas:
@@ -172,37 +144,27 @@ class SceneCanvas:
     Args:
         source: the scene.
         pipe: the model.
-        steps: number of inference steps.
-        seed: of the noise field.
-        grid: from `scene_grid`.
-        batch_size: tiles that the model sees together; what they give does not depend on who shares the work.
-        team: the processes that share the scene.
-        folder: for what outgrows the memory limit, or has to be seen by other processes; None keeps all in memory.
-        progress: called with the number of tile passes done.
+        tiling: from `scene_tiling`.
+        sampling: the steps, the noise and the batches.
+        work: the processes and the folder.
+
+    Raises:
+        ValueError: the model cannot translate a scene by blocks.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        pipe: CDiffSETPipeline,
-        steps: int,
-        seed: int,
-        grid: TileGrid,
-        batch_size: int,
-        team: Team,
-        folder: Path | None,
-        progress: Callable[[int], None],
-    ):
-        self.source, self.pipe, self.steps, self.seed = source, pipe, steps, seed
-        self.grid, self.batch_size, self.team, self.progress = grid, batch_size, team, progress
-        self.factor, self.knots = pipe.vae_scale_factor, pipe.calibration_knots(steps)
-        self.pixels = grid.scaled(self.factor)  # the same tiles in image pixels
+    def __init__(self, source: Source, pipe: CDiffSETPipeline, tiling: Tiling, sampling: Sampling, work: Work):
+        check_scene_model(pipe, sampling)
+        self.source, self.pipe, self.tiling = source, pipe, tiling
+        self.steps, self.seed, self.batch_size = sampling.steps, sampling.seed, sampling.batch_size
+        self.team, self.progress, folder = work.team, work.progress, work.folder
+        self.factor, self.knots = pipe.vae_scale_factor, pipe.calibration_knots(self.steps)
+        self.pixels = tiling.scaled(self.factor)  # the same tiles in image pixels
         # the scene's first pixel on the canvas
-        self.offset = tuple(p - o * self.factor for p, o in zip(source.origin, grid.origin, strict=True))
-        latent = 4 * sum(height * width for height, width in (box.size for box in grid.boxes))  # bytes of one channel
+        self.offset = tuple(p - o * self.factor for p, o in zip(source.origin, tiling.origin, strict=True))
+        latent = 4 * sum(height * width for height, width in (box.size for box in tiling.boxes))  # bytes of one channel
         limits = {"sar": 4, "latents": 4, "predictions": 4, "variance": 1, "decoded": 0.75 * self.factor**2}
         self.stores = {
-            name: Store(folder and folder / name if team.size > 1 or channels * latent > MEMORY_LIMIT else None)
+            name: Store(folder and folder / name if self.team.size > 1 or channels * latent > MEMORY_LIMIT else None)
             for name, channels in limits.items()
         }
         self.active: dict[int, None] = {}  # the tiles that hold a valid pixel, in order
@@ -221,7 +183,7 @@ class SceneCanvas:
         """
         active, behind = [], None  # the tile before, which a GPU is still at while the next one is read
         with self.team.phase():
-            for tile in [*self.team.mine(list(range(len(self.grid.boxes)))), None]:
+            for tile in [*self.team.mine(list(range(len(self.tiling.boxes)))), None]:
                 sar = None if tile is None else self._read_tile(tile)
                 if behind is not None:
                     self.stores["sar"][behind[0]] = behind[1][0].float().cpu().numpy()
@@ -277,7 +239,7 @@ class SceneCanvas:
         """What the model sees together: tiles of one size."""
 
         def size_of(tile: int) -> tuple[int, int]:
-            return self.grid.boxes[tile].size
+            return self.tiling.boxes[tile].size
 
         return list(batches_of_one_size(sorted(tiles, key=size_of, reverse=True), size_of, self.batch_size))
 
@@ -286,11 +248,11 @@ class SceneCanvas:
         return self.team.mine(self.batches(tiles))
 
     def _on_ground(self, tile: int) -> Box:
-        return self.grid.boxes[tile].moved(*(-side for side in self.grid.origin))
+        return self.tiling.boxes[tile].moved(*(-side for side in self.tiling.origin))
 
     def _read_tile(self, number: int) -> np.ndarray | None:
         """SAR of a tile, None where it holds no valid pixel; what lies outside of the scene is not valid."""
-        box = self.grid.boxes[number].scaled(self.factor).moved(*self.offset)
+        box = self.tiling.boxes[number].scaled(self.factor).moved(*self.offset)
         inside = box.common(Box(0, 0, *self.source.size))
         sar, valid = self.source.read(inside)
         if not valid.any():
@@ -328,10 +290,10 @@ class SceneCanvas:
     def _step(self, block: tuple[int, int], i: int, t: torch.Tensor) -> None:
         """The scheduler's step for one block of the canvas, with the block's own noise."""
         corner = tuple(number * BLOCK for number in block)
-        on_canvas = Box(*corner, *(side + BLOCK for side in corner)).moved(*self.grid.origin)
-        part = on_canvas.common(Box(0, 0, *self.grid.size))
+        on_canvas = Box(*corner, *(side + BLOCK for side in corner)).moved(*self.tiling.origin)
+        part = on_canvas.common(Box(0, 0, *self.tiling.size))
         prediction = np.zeros((1, self.pipe.eo_channels, BLOCK, BLOCK), np.float32)
-        blended = self.grid.blend(part, self.active, self.stores["predictions"].__getitem__)
+        blended = self.tiling.blend(part, self.active, self.stores["predictions"].__getitem__)
         prediction[part.slices(*on_canvas[:2])] = blended
         # schedulers count their steps: a copy for every block keeps them at this one
         scheduler, generator = copy.copy(self.pipe.scheduler), noise_generator(self.seed, i + 1, *block)
@@ -358,12 +320,12 @@ class SceneCanvas:
 
     def _confidence(self, box: Box) -> torch.Tensor:
         """Confidence at the pixels of a rectangle: between latent pixels linear, as the pipeline has it."""
-        factor, (height, width) = self.factor, self.grid.size
+        factor, (height, width) = self.factor, self.tiling.size
         around = Box(
             box.top // factor - 1, box.left // factor - 1, -(-box.bottom // factor) + 1, -(-box.right // factor) + 1
         )
         inside = around.common(Box(0, 0, height, width))
-        variance = self.grid.blend(inside, self.active, self.stores["variance"].__getitem__)
+        variance = self.tiling.blend(inside, self.active, self.stores["variance"].__getitem__)
         variance = fill_invalid(variance, variance[0] > 0)  # where there is no tile
         confidence = self.pipe.to_pixels(variance_to_confidence(torch.from_numpy(variance)))[0]
         return confidence[box.slices(inside.top * factor, inside.left * factor)]
@@ -401,17 +363,19 @@ def translate_windows(
     """
     source = ArraySource(image, pipe.config.sar_transform, valid, origin)
     steps = pipe.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
-    check_scene_model(pipe, steps, batch_size, seed)
-    grid = scene_grid(pipe, source, *tile_sides(pipe, tile_size, overlap))
-    canvas = SceneCanvas(source, pipe, steps, seed, grid, batch_size, Team(), folder, lambda passes: None)
+    tiling = scene_tiling(pipe, source, *tile_sides(pipe, tile_size, overlap))
+    canvas = SceneCanvas(source, pipe, tiling, Sampling(steps, seed, batch_size), Work(folder=folder))
     canvas.run()
     yield from canvas.windows()
 
 
-def check_scene_model(pipe: CDiffSETPipeline, steps: int, batch_size: int, seed: int) -> None:
+def check_scene_model(pipe: CDiffSETPipeline, sampling: Sampling) -> None:
     """Refuse, before any work, what cannot translate a scene by blocks."""
-    pipe.check_inputs(steps, "np", [])
-    if batch_size < 1 or seed < 0:
-        raise ValueError(f"batch_size is {batch_size} and seed {seed}: expected at least 1, and at least 0")
+    pipe.check_inputs(sampling.steps, "np", [])
+    if sampling.steps > (trained := pipe.scheduler.config.num_train_timesteps):
+        raise ValueError(f"num_inference_steps is {sampling.steps}: the scheduler has {trained} steps at most")
+    if sampling.batch_size < 1 or sampling.seed < 0:
+        found = f"batch_size is {sampling.batch_size} and seed {sampling.seed}"
+        raise ValueError(f"{found}: expected at least 1, and at least 0")
     if getattr(pipe.scheduler.config, "thresholding", False):
         raise ValueError("the scheduler has thresholding=True, which looks at whole images: set it to False for scenes")

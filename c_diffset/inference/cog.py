@@ -10,8 +10,8 @@ import rasterio.shutil
 from rasterio.enums import Resampling
 from rasterio.windows import Window
 
-from c_diffset.inference.raster import gdal, open_raster
 from c_diffset.inference.tiles import Box
+from c_diffset.sar.gdal import gdal, open_raster
 
 BLOCK = 512
 SYNTHETIC = (

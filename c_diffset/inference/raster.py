@@ -1,26 +1,22 @@
 """SAR scenes in GeoTIFF: their bands, units, valid pixels and place on the ground."""
 
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import rasterio
-from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.transform import from_origin
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-from c_diffset.files import image_kind
-from c_diffset.inference.canvas import fill_invalid
+from c_diffset.inference.source import fill_invalid
 from c_diffset.inference.tiles import Box
 from c_diffset.pipelines.pipeline_cdiffset import FULL_SCALE, count_bands
+from c_diffset.sar.gdal import gdal, open_raster, reading
 from c_diffset.sar.radiometry import (
     DARKEST,
     LOWEST,
@@ -33,61 +29,55 @@ from c_diffset.sar.radiometry import (
 )
 from c_diffset.sar.speckle import HALO, refined_lee
 
-CACHE_BYTES = 32  # of GDAL's blocks, so none: with one, a disk that is full when it is flushed can crash the process
-SIDECARS = (".msk", ".ovr")  # files beside a TIFF that GDAL opens with it
+MAX_PIXELS = 2 * 10**9  # five Sentinel-1 scenes
 FILL_MARGIN = 13  # pixels around a window that missing pixels are filled from before speckle is filtered
 SAMPLES = 8  # windows along each axis that units are detected in
 
 
-@contextmanager
-def gdal() -> Iterator[None]:
-    """GDAL without a cache, warping by fixed blocks, so that no pixel depends on the window; errors as OSError."""
-    blocks = {"GDAL_VRT_WARP_USE_DATASET_RASTERIO": False}
-    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_TIFF_INTERNAL_MASK=True, **blocks):
-        try:
-            yield
-        except (RasterioError, CPLE_BaseError) as error:
-            raise OSError(str(error.__cause__ or error)) from error
+@dataclass(kw_only=True)
+class ReadOptions:
+    """How a scene is read.
 
-
-def open_raster(path: Path, mode: str = "r", **profile):
-    """`rasterio.open` for GeoTIFF alone (no VRT that points at other files), quiet where there are no coordinates.
-
-    Raises:
-        OSError: not a readable TIFF, or a file beside it that GDAL would open with it is none.
+    Attributes:
+        units: Units of the pixels: "display", "db", "power" or "amplitude". They are detected where that is certain.
+        bands: Polarisations, or numbers from 1, of the scene's bands in the model's order. They are chosen by the names
+            that the model knows when none are given.
+        despeckle: Whether speckle is filtered (refined Lee) before the model sees the scene.
+        crs: Coordinate system that the scene is warped to first, such as "EPSG:32631". The scene's own when None.
+        resolution: Pixel size after warping, in units of `crs`. That of the scene when None.
+        max_pixels: Number of pixels above which a scene is refused, before and after warping.
     """
-    for sidecar in (Path(f"{path}{suffix}") for suffix in SIDECARS if mode == "r"):
-        if sidecar.is_file():
-            with open(sidecar, "rb") as file:
-                if image_kind(file.read(8)) != "tiff":
-                    raise OSError(f"{sidecar}, which belongs to the scene by its name, is not a TIFF: remove it")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        return rasterio.open(path, mode, driver="GTiff", **profile)
 
+    units: str | None = None
+    bands: list[str] | None = None
+    despeckle: bool = False
+    crs: str | None = None
+    resolution: float | None = None
+    max_pixels: int = MAX_PIXELS
 
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """`gdal`, with errors that name the scene."""
-    try:
-        with gdal():
-            yield
-    except OSError as error:
-        raise OSError(f"{path}: not a readable GeoTIFF: {error}") from error
+    def check(self) -> None:
+        """Refuse, before any file is opened, what no scene can be read with.
+
+        Raises:
+            ValueError: with the name and the value of the option.
+        """
+        if self.units is not None and self.units not in UNITS:
+            raise ValueError(f"units is {self.units!r}: expected one of {UNITS}")
+        if self.resolution is not None and not 0 < self.resolution < math.inf:
+            raise ValueError(f"resolution is {self.resolution}: expected a pixel size above 0, in units of `crs`")
+        if self.max_pixels < 1:
+            raise ValueError(f"max_pixels is {self.max_pixels}: expected at least 1")
+        if self.crs is not None:
+            find_crs(self.crs)
 
 
 class SarRaster:
     """A GeoTIFF that a model can read window by window: a `Source` with a place on the ground.
 
     Args:
-        path: a GeoTIFF, tiled or not, of any size.
+        path: a GeoTIFF, tiled or not, of any size. Files beside it are not read.
         sar_transform: of the model, see `sar_to_tensor`.
-        units: "display", "db", "power" or "amplitude"; detected where certain when None.
-        bands: names (polarisations, as the band descriptions have them) or numbers from 1, in the order of the model;
-            found by `sar_transform["bands"]` when None.
-        despeckle: filter speckle (refined Lee) before the model.
-        crs: warp to this coordinate system ("EPSG:32631"), from the scene's own or its ground control points.
-        resolution: pixel size after warping, in units of `crs`; that of the scene when None.
+        options: how it is read; warping starts from its coordinate system, or from its ground control points.
         file: what is read in its place; errors speak of `path`.
 
     Raises:
@@ -95,37 +85,28 @@ class SarRaster:
         OSError: not a readable GeoTIFF.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        sar_transform: dict,
-        units: str | None = None,
-        bands: list[str] | None = None,
-        despeckle: bool = False,
-        crs: str | None = None,
-        resolution: float | None = None,
-        file: Path | None = None,
-    ):
-        if units is not None and units not in UNITS:
-            raise ValueError(f"units is {units!r}: expected one of {UNITS}")
-        self.path, self.sar_transform, self.despeckle, self.units = path, sar_transform, despeckle, None
+    def __init__(self, path: Path, sar_transform: dict, options: ReadOptions | None = None, file: Path | None = None):
+        options = options or ReadOptions()
+        options.check()
+        self.path, self.sar_transform, self.despeckle, self.units = path, sar_transform, options.despeckle, None
         with reading(self.path):
             self.raster = raster = open_raster(file or path)
-            self.dtype = np.dtype(raster.dtypes[0])
-            if self.dtype.kind == "c":
+            check_size(path, *raster.shape, options.max_pixels)
+            if raster.dtypes[0].startswith("complex"):  # GDAL has complex integers, which numpy has not
                 raise ValueError(f"{path}: complex pixels; expected detected ones (GRD, or the squared magnitude)")
+            self.dtype = np.dtype(raster.dtypes[0])
             count = sum(colour != ColorInterp.alpha for colour in raster.colorinterp)
-            self.bands = choose_bands(path, count, raster.descriptions[:count], sar_transform, bands)
+            self.bands = choose_bands(path, count, raster.descriptions[:count], sar_transform, options.bands)
             self.tags = raster.tags()  # which a warped raster does not have
             self.names = [raster.descriptions[band - 1] for band in self.bands]
             self.scales = tuple(raster.scales[band - 1] for band in self.bands)
             self.offsets = tuple(raster.offsets[band - 1] for band in self.bands)
             self.scaled = set(self.scales) != {1.0} or set(self.offsets) != {0.0}
-            self.units = self._find_units(units, raster.units[self.bands[0] - 1])
+            self.units = self._find_units(options.units, raster.units[self.bands[0] - 1])
             self._check_units()
-            if crs is not None or resolution is not None:
+            if options.crs is not None or options.resolution is not None:
                 zero_is_missing = self.units != "display" and not any(self.offsets)
-                self.raster = _warped(raster, crs, resolution, path, zero_is_missing)
+                self.raster = _warped(raster, options, path, zero_is_missing)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -148,7 +129,8 @@ class SarRaster:
         a, b, left, d, e, top = self.raster.transform[:6]
         if b or d or not (a and e and all(map(math.isfinite, (a, e, left, top)))) or self.raster.gcps[0]:
             return 0, 0
-        return math.floor(top / e + 0.5 + 1e-4), math.floor(left / a + 0.5 + 1e-4)
+        position = top / e + 0.5 + 1e-4, left / a + 0.5 + 1e-4
+        return tuple(map(math.floor, position)) if max(map(abs, position)) < 2**52 else (0, 0)
 
     @property
     def polarisations(self) -> list[str]:
@@ -305,29 +287,63 @@ def choose_bands(
     return chosen
 
 
+def check_size(path: Path, height: float, width: float, limit: int) -> None:
+    """Refuse a scene that would keep the others of its list waiting for days.
+
+    Raises:
+        ValueError: it has more than `limit` pixels.
+    """
+    if not height * width <= limit:
+        size = f"{height:.6g} x {width:.6g} pixels"
+        raise ValueError(f"{path}: {size} are more than max_pixels, {limit}: cut it, or raise max_pixels")
+
+
+def find_crs(text: str) -> CRS:
+    """The coordinate system that a text names.
+
+    Raises:
+        ValueError: it names none, or none of maps of the Earth.
+    """
+    try:
+        if "://" in text:
+            raise ValueError("addresses are not looked up")  # GDAL would
+        with gdal():
+            crs = CRS.from_user_input(text)
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"crs is {text!r}: expected a coordinate system such as EPSG:32631 ({reason})") from None
+    if not (crs.is_geographic or crs.is_projected):
+        raise ValueError(f"crs is {text!r}: expected a geographic or projected system, such as EPSG:32631")
+    return crs
+
+
 def _warped(
-    raster: rasterio.DatasetReader, crs: str | None, resolution: float | None, path: Path, zero_is_missing: bool
+    raster: rasterio.DatasetReader, options: ReadOptions, path: Path, zero_is_missing: bool
 ) -> rasterio.DatasetReader:
     """The raster on another grid, read through GDAL's warper: bilinear, and exact at ground control points."""
-    if resolution is not None and not 0 < resolution < math.inf:
-        raise ValueError(f"resolution is {resolution}: expected a pixel size above 0, in units of `crs`")
     gcps, gcps_crs = raster.gcps
     source = gcps_crs if gcps else raster.crs
     if source is None:
         raise ValueError(f"{path}: neither a coordinate system nor ground control points to warp it from")
-    try:
-        target = CRS.from_user_input(crs or source)
-    except CRSError as error:
-        raise ValueError(f"crs is {crs!r}: {error}") from None
-    options = _missing(raster, zero_is_missing) | ({"SRC_METHOD": "GCP_TPS"} if gcps else {})
-    warped = WarpedVRT(raster, crs=target, resampling=Resampling.bilinear, **options)
-    return warped if resolution is None else _resized(warped, resolution, path)
+    target = source if options.crs is None else find_crs(options.crs)
+    missing = _missing(raster, zero_is_missing) | ({"SRC_METHOD": "GCP_TPS"} if gcps else {})
+    warped = WarpedVRT(raster, crs=target, resampling=Resampling.bilinear, **missing)
+    if options.resolution is not None:
+        return _resized(warped, options.resolution, path, options.max_pixels)
+    check_size(path, *warped.shape, options.max_pixels)
+    return warped
 
 
-def _resized(warped: WarpedVRT, resolution: float, path: Path) -> rasterio.DatasetReader:
+def _resized(warped: WarpedVRT, resolution: float, path: Path, max_pixels: int) -> rasterio.DatasetReader:
     """A warped raster with another pixel size, in its XML: where a `WarpedVRT` is told its grid, it drops the GCPs."""
-    root = ElementTree.fromstring(warped.tags(ns="xml:VRT")["xml:VRT"])
     left, bottom, right, top = warped.bounds
+    if not resolution <= max(right - left, top - bottom):
+        raise ValueError(
+            f"{path}: resolution is {resolution}, larger than the whole scene ({right - left:.6g} x {top - bottom:.6g} "
+            "in units of `crs`): give a smaller one"
+        )
+    check_size(path, (top - bottom) / resolution, (right - left) / resolution, max_pixels)
+    root = ElementTree.fromstring(warped.tags(ns="xml:VRT")["xml:VRT"])
     left, top = math.floor(left / resolution) * resolution, math.ceil(top / resolution) * resolution  # one grid for all
     transform = from_origin(left, top, resolution, resolution)
     root.set("rasterXSize", str(max(1, math.ceil((right - left) / resolution))))

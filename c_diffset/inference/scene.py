@@ -1,25 +1,29 @@
 """One georeferenced SAR scene to an EO image in Cloud Optimized GeoTIFF, with its confidence and a STAC item."""
 
-import fcntl
 import json
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import rasterio.shutil
+from rasterio.enums import MaskFlags
 
 from c_diffset import __version__
-from c_diffset.inference.canvas import SceneCanvas, check_scene_model, scene_grid, tile_sides
+from c_diffset.files import locked, make_own, remove_own
+from c_diffset.inference.canvas import Sampling, SceneCanvas, Work, scene_tiling, tile_sides
 from c_diffset.inference.cog import BLOCK, CogWriter
-from c_diffset.inference.inputs import Outputs, plan_outputs
-from c_diffset.inference.raster import SarRaster, gdal, open_raster, reading
-from c_diffset.inference.stac import write_item
+from c_diffset.inference.inputs import Outputs, is_raster, plan_outputs
+from c_diffset.inference.raster import ReadOptions, SarRaster, check_size
+from c_diffset.inference.record import TAG
+from c_diffset.inference.stac import describe_place, write_item
 from c_diffset.inference.team import Team
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+from c_diffset.sar.gdal import gdal, open_raster, reading, sidecar
 from c_diffset.sar.safe import calibrate_safe, is_safe
 
 SCRATCH = "scene.tif"  # in the work folder
@@ -28,21 +32,16 @@ KEPT_TAGS = ("AREA_OR_POINT", "PRODUCT", "ACQUISITION_START")
 
 
 @dataclass
-class SceneOptions:
-    """How a scene is read and translated.
+class SceneOptions(ReadOptions):
+    """How a scene is read and translated: what `ReadOptions` has, all by name, and the following.
 
     Attributes:
-        num_inference_steps: the model's own number when None.
-        seed: of the noise field, which depends on this and on the position on the ground alone.
-        tile_size: pixels along a side of what the model sees at once; the size it was trained at, or 512, when None.
-        overlap: pixels that neighbouring tiles share at least, where they are blended; 64, or less in small tiles, when
-            None.
-        batch_size: tiles that the model sees together.
-        units: "display", "db", "power" or "amplitude"; detected where certain when None.
-        bands: names or numbers from 1 of the scene's bands, in the model's order; chosen by their names when None.
-        despeckle: filter speckle (refined Lee) before the model.
-        crs: coordinate system to warp the scene to before it is translated; its own when None.
-        resolution: pixel size after warping, in units of `crs`.
+        num_inference_steps: Number of inference steps. The model's own number when None.
+        seed: Random seed of the noise field, which depends on this and on the position on the ground alone.
+        tile_size: Side in pixels of what the model sees at once. The size it was trained at, or 512, when None.
+        overlap: Number of pixels that neighbouring tiles share at least, where they are blended. 64, or less in small
+            tiles, when None.
+        batch_size: Number of tiles that the model sees together.
     """
 
     num_inference_steps: int | None = None
@@ -50,11 +49,49 @@ class SceneOptions:
     tile_size: int | None = None
     overlap: int | None = None
     batch_size: int = 4
-    units: str | None = None
-    bands: list[str] | None = None
-    despeckle: bool = False
-    crs: str | None = None
-    resolution: float | None = None
+
+
+@dataclass
+class Translator:
+    """A model, and how it is used.
+
+    Attributes:
+        pipe: the model.
+        options: how scenes are read, and all is translated.
+        model: what names the model in the tags: "model", "revision", "vae".
+    """
+
+    pipe: CDiffSETPipeline
+    options: SceneOptions
+    model: dict
+
+    @property
+    def steps(self) -> int:
+        """The number of inference steps."""
+        steps = self.options.num_inference_steps
+        return self.pipe.config.default_num_inference_steps if steps is None else steps
+
+    @cached_property
+    def settings(self) -> dict:
+        """What decides the image of a scene, for its tags and the manifest."""
+        options = asdict(self.options)
+        tile_size, overlap = tile_sides(self.pipe, options["tile_size"], options["overlap"])
+        del options["max_pixels"]
+        return options | {
+            **self.model,
+            "software": f"c_diffset {__version__}",
+            "num_inference_steps": self.steps,
+            "tile_size": tile_size,
+            "overlap": overlap,
+            "scheduler": type(self.pipe.scheduler).__name__,
+            "dtype": str(self.pipe.unet.dtype).removeprefix("torch."),
+        }
+
+    @cached_property
+    def image_settings(self) -> dict:
+        """What decides an image that is translated as a whole."""
+        of_scenes = {"tile_size", "overlap", *(field.name for field in fields(ReadOptions))}
+        return {name: value for name, value in self.settings.items() if name not in of_scenes}
 
 
 def translate_scene(
@@ -87,24 +124,19 @@ def translate_scene(
     path, output = Path(path), Path(output)
     output.mkdir(parents=True, exist_ok=True)
     outputs = plan_outputs([path], output, confidence, stac)[path]
-    options = options or SceneOptions()
     model = model or {"model": str(pipe.config.get("_name_or_path", ""))}
-    run_scene(path, pipe, outputs, options, model, Team(), lambda pixels: None)
+    run_scene(path, Translator(pipe, options or SceneOptions(), model), outputs, Team(), lambda pixels: None)
     return outputs
 
 
 def run_scene(
-    path: Path,
-    pipe: CDiffSETPipeline,
-    outputs: Outputs,
-    options: SceneOptions,
-    model: dict,
-    team: Team,
-    progress: Callable[[float], None],
+    path: Path, translator: Translator, outputs: Outputs, team: Team, progress: Callable[[float], None]
 ) -> None:
     """`translate_scene` by the processes of a team; `progress` is told of the pixels done by this one."""
+    pipe, options = translator.pipe, translator.options
     if outputs.confidence is not None and not pipe.predicts_variance:
         raise ValueError("this model predicts no confidence: its UNet has no variance channel")
+    check_size(path, *size_of(path), options.max_pixels)
     folder = outputs.eo.parent / f".{outputs.eo.name}.work"
     with ExitStack() as mine:
         with team.phase():
@@ -113,11 +145,17 @@ def run_scene(
                 prepare_scene(path, pipe, options, folder)
         with team.phase():
             raster = open_scene(path, pipe, options, folder)
-            canvas = _canvas(raster, pipe, options, team, folder, progress)
+            if outputs.item is not None:
+                describe_place(path, raster.raster)
+            tiling = scene_tiling(pipe, raster, *tile_sides(pipe, options.tile_size, options.overlap))
+            passes = len(tiling.boxes) * (translator.steps + 2)
+            pixels = raster.size[0] * raster.size[1] / passes  # that one of a tile's passes stands for
+            sampling = Sampling(translator.steps, options.seed, options.batch_size)
+            canvas = SceneCanvas(raster, pipe, tiling, sampling, Work(team, folder, lambda n: progress(n * pixels)))
         canvas.run()
         with team.phase():
             if team.rank == 0:
-                write_outputs(canvas, raster, outputs, folder, settings_of(pipe, options, model))
+                write_outputs(canvas, raster, outputs, folder, translator.settings)
 
 
 @contextmanager
@@ -125,21 +163,31 @@ def work_folder(folder: Path) -> Iterator[None]:
     """A new folder that one process alone works in, and that is gone afterwards.
 
     Raises:
-        OSError: another process works in it, or it cannot be made.
+        OSError: another process works in it, it cannot be made, or a folder of this name is not of this program.
     """
     lock = folder.with_name(f"{folder.name}.lock")
-    with open(lock, "w") as file:
+    with locked(lock, "another process is translating this scene into the same folder"):
+        if folder.is_symlink() or (folder.exists() and any(folder.iterdir())):
+            remove_own(folder)  # of a process that was killed
+        make_own(folder)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(f"{lock}: another process is translating this scene into the same folder") from None
-        try:
-            shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
-            folder.mkdir()
             yield
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            lock.unlink(missing_ok=True)
+            remove_own(folder)
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Height and width of an image or a scene, (1, 1) where that cannot be read: whoever translates it will say why."""
+    try:
+        if is_safe(path):
+            path = next(file for file in sorted((path / "measurement").iterdir()) if is_raster(file))
+        if is_raster(path):
+            with open_raster(path) as raster:
+                return raster.shape
+        with PIL.Image.open(path) as image:
+            return image.height, image.width
+    except Exception:  # such as of an image too large to be safe
+        return 1, 1
 
 
 def prepare_scene(path: Path, pipe: CDiffSETPipeline, options: SceneOptions, folder: Path) -> None:
@@ -152,61 +200,33 @@ def prepare_scene(path: Path, pipe: CDiffSETPipeline, options: SceneOptions, fol
         return
     layout = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "bigtiff": "IF_SAFER", "sparse_ok": True}
     with reading(path), open_raster(path) as raster, rasterio.Env(GDAL_SWATH_SIZE=SWATH_BYTES):
-        if raster.block_shapes[0][1] == raster.width > 2 * BLOCK:  # strips: every window would decode whole rows
+        strips = raster.block_shapes[0][1] == raster.width > 2 * BLOCK  # every window would decode whole rows
+        masked = any(MaskFlags.per_dataset in flags for flags in raster.mask_flag_enums)
+        mask = None if masked else sidecar(path, ".msk")
+        if strips or mask:
             rasterio.shutil.copy(raster, folder / SCRATCH, driver="GTiff", **layout)
+    if mask:
+        with reading(mask), open_raster(mask) as source, open_raster(folder / SCRATCH, "r+") as target:
+            if source.shape != target.shape:
+                raise ValueError(f"{mask}: {source.shape} pixels, but the scene that it masks has {target.shape}")
+            for _, window in target.block_windows(1):
+                target.write_mask(source.read(1, window=window) > 0, window=window)
 
 
 def open_scene(path: Path, pipe: CDiffSETPipeline, options: SceneOptions, folder: Path) -> SarRaster:
     """The scene as the model reads it; `folder` holds what `prepare_scene` wrote."""
-    units, bands = ("power", None) if is_safe(path) else (options.units, options.bands)
-    options = {"despeckle": options.despeckle, "crs": options.crs, "resolution": options.resolution}
+    if is_safe(path):
+        options = replace(options, units="power", bands=None)
     file = folder / SCRATCH if (folder / SCRATCH).exists() else path
-    return SarRaster(path, pipe.config.sar_transform, units, bands, **options, file=file)
-
-
-def _canvas(
-    raster: SarRaster, pipe: CDiffSETPipeline, options: SceneOptions, team: Team, folder: Path, progress
-) -> SceneCanvas:
-    steps = options.num_inference_steps
-    steps = pipe.config.default_num_inference_steps if steps is None else steps
-    check_scene_model(pipe, steps, options.batch_size, options.seed)
-    grid = scene_grid(pipe, raster, *tile_sides(pipe, options.tile_size, options.overlap))
-    pixels = raster.size[0] * raster.size[1] / (len(grid.boxes) * (steps + 2))  # that one of a tile's passes stands for
-    return SceneCanvas(
-        raster, pipe, steps, options.seed, grid, options.batch_size, team, folder, lambda n: progress(n * pixels)
-    )
-
-
-def settings_of(pipe: CDiffSETPipeline, options: SceneOptions, model: dict) -> dict:
-    """What decides an output, for its tags and the manifest."""
-    steps = options.num_inference_steps
-    tile_size, overlap = tile_sides(pipe, options.tile_size, options.overlap)
-    return asdict(options) | {
-        **model,
-        "software": f"c_diffset {__version__}",
-        "num_inference_steps": pipe.config.default_num_inference_steps if steps is None else steps,
-        "tile_size": tile_size,
-        "overlap": overlap,
-        "scheduler": type(pipe.scheduler).__name__,
-        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
-    }
-
-
-def settings_in(path: Path) -> dict | None:
-    """The settings that a finished image was made with; None where it does not say."""
-    try:
-        with open_raster(path) as raster:
-            settings = json.loads(raster.tags().get("SETTINGS", "null"))
-    except (OSError, ValueError):
-        return None
-    return settings if isinstance(settings, dict) else None
+    return SarRaster(path, pipe.config.sar_transform, options, file)
 
 
 def write_outputs(canvas: SceneCanvas, raster: SarRaster, outputs: Outputs, folder: Path, settings: dict) -> None:
     """The scene's files, each complete or absent; a STAC item last."""
     place = raster.place
     if "crs" not in place or place["crs"] is None:
-        warnings.warn(f"{raster.path} has no coordinate system, so the image has none either", stacklevel=2)
+        text = "has no coordinate system, so the image has none either (.tfw and .aux.xml files are not read)"
+        warnings.warn(f"{raster.path} {text}", stacklevel=2)
     tags = {name: value for name, value in raster.tags.items() if name in KEPT_TAGS}
     tags |= {
         "TIFFTAG_SOFTWARE": settings["software"],
@@ -217,7 +237,7 @@ def write_outputs(canvas: SceneCanvas, raster: SarRaster, outputs: Outputs, fold
         "SEED": settings["seed"],
         "SAR_UNITS": raster.units,
         "SAR_BANDS": ",".join(raster.polarisations),
-        "SETTINGS": json.dumps(settings),
+        TAG: json.dumps(settings),
     }
     tags = {name: value for name, value in tags.items() if value not in (None, "")}
     any_valid = False

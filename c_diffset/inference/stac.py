@@ -21,6 +21,8 @@ from rasterio.warp import transform, transform_geom
 from scipy.spatial import ConvexHull, QhullError
 
 from c_diffset import __version__
+from c_diffset.files import read_json, write_json
+from c_diffset.sar.gdal import gdal, open_raster
 
 UTC = timezone.utc
 WGS84 = CRS.from_epsg(4326)
@@ -60,11 +62,8 @@ def read_item(path: Path) -> Path:
 
 def _read_assets(path: Path) -> dict[str, dict]:
     """The assets of an item by key, each a dictionary with an `href`."""
-    try:
-        item = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON, as a STAC item has to be: {error}") from None
-    if not (isinstance(item, dict) and item.get("type") == "Feature" and "stac_version" in item):
+    item = read_json(path)
+    if not (item.get("type") == "Feature" and "stac_version" in item):
         raise ValueError(f'{path} is not a STAC item: it needs "type": "Feature" and "stac_version"')
     assets = item.get("assets")
     if not (isinstance(assets, dict) and all(_is_asset(asset) for asset in assets.values())):
@@ -93,7 +92,7 @@ def _beside(path: Path, key: str, href: str) -> Path:
 
 
 def write_item(target: Path, eo: Path, confidence: Path | None, settings: dict, sar_bands: list[str]) -> None:
-    """Write the STAC item of a synthetic EO image, aside and renamed.
+    """Write the STAC item of a synthetic EO image.
 
     Its place is that of the EO raster, its time the raster's tag `ACQUISITION_START`, else the time of writing,
     as its description then says.
@@ -106,12 +105,11 @@ def write_item(target: Path, eo: Path, confidence: Path | None, settings: dict, 
         sar_bands: names of the SAR bands; those that are polarisations become `sar:polarizations`.
     """
     now = datetime.now(UTC)
-    with rasterio.open(eo) as raster:
+    with open_raster(eo) as raster:
         acquired = _acquisition(raster.tags())
-        geometry, projection = _footprint(raster), _projection(raster)
+        geometry, bbox, projection = describe_place(eo, raster)
     properties = _description(eo.stem, acquired, now, sar_bands) | projection
     properties |= {f"c_diffset:{key}": value for key, value in settings.items()}
-    bbox = _bbox(geometry) if geometry else None
     item = pystac.Item(eo.stem, geometry, bbox, acquired or now, properties)
     colours = [{"name": colour, "eo:common_name": colour} for colour in ("red", "green", "blue")]
     item.add_asset("eo", _asset(eo, "Synthetic EO image, not an observation", ["data", "visual"], colours))
@@ -119,10 +117,24 @@ def write_item(target: Path, eo: Path, confidence: Path | None, settings: dict, 
         title = "Confidence of the synthetic EO image"
         item.add_asset("confidence", _asset(confidence, title, ["confidence"], [{"name": "confidence"}]))
     item.stac_extensions = _extensions(item)
-    text = json.dumps(item.to_dict(), indent=2, allow_nan=False)
-    aside = target.with_name(f".{target.name}.partial")
-    aside.write_text(text + "\n", encoding="utf-8")
-    os.replace(aside, target)
+    write_json(target, item.to_dict())
+
+
+def describe_place(path: Path, raster: rasterio.DatasetReader) -> tuple[dict | None, list[float] | None, dict]:
+    """Outline and bounds of a raster in longitude and latitude, and the fields of the projection extension.
+
+    Raises:
+        ValueError: they hold NaN or infinite values, which an item cannot.
+    """
+    try:
+        with gdal():
+            geometry = _footprint(raster)
+            place = geometry, _bbox(geometry) if geometry else None, _projection(raster)
+        json.dumps(place, allow_nan=False)
+    except (ValueError, OverflowError, QhullError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: no STAC item can name its place ({reason}): leave the item out") from None
+    return place
 
 
 def _description(name: str, acquired: datetime | None, now: datetime, sar_bands: list[str]) -> dict:
@@ -207,7 +219,7 @@ def _projection(raster: rasterio.DatasetReader) -> dict:
 
 def _asset(path: Path, title: str, roles: list[str], bands: list[dict]) -> pystac.Asset:
     """A COG beside the item, with the form of its values; scale and offset where they change a value."""
-    with rasterio.open(path) as raster:
+    with open_raster(path) as raster:
         values = {"bands": bands, "data_type": raster.dtypes[0]}
         if raster.nodata is not None:
             values["nodata"] = raster.nodata if np.isfinite(raster.nodata) else str(raster.nodata)

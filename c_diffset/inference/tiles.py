@@ -75,7 +75,7 @@ def blocks_of(box: Box, block: int) -> list[tuple[int, int]]:
 
 
 @dataclass(frozen=True)
-class TileGrid:
+class Tiling:
     """The tiles of a canvas.
 
     Attributes:
@@ -92,11 +92,11 @@ class TileGrid:
     overlap: int
     multiple: int = 1
 
-    def scaled(self, factor: int) -> "TileGrid":
+    def scaled(self, factor: int) -> "Tiling":
         """The same tiles on a grid that is `factor` times finer."""
         top, left, height, width = (value * factor for value in (*self.origin, *self.size))
         sides = (self.tile * factor, self.overlap * factor, self.multiple * factor)
-        return TileGrid((top, left), (height, width), *sides)
+        return Tiling((top, left), (height, width), *sides)
 
     @cached_property
     def _spans(self) -> list[list[tuple[int, int]]]:

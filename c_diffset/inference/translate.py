@@ -1,31 +1,30 @@
 """The command `translate`: images, scenes and lists of them, on one process or many; what is finished stays."""
 
-import glob
-import json
+import math
 import os
 import sys
 import time
 import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-import PIL.Image
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from tqdm.auto import tqdm
 
 from c_diffset.cpu import use_whole_cpu
-from c_diffset.files import file_sha256
-from c_diffset.inference.canvas import check_scene_model
-from c_diffset.inference.inputs import IMAGES, Outputs, find_inputs, is_scene, plan_outputs
-from c_diffset.inference.raster import open_raster
-from c_diffset.inference.scene import SceneOptions, run_scene, settings_in, settings_of
+from c_diffset.data.batches import batches_of_one_size
+from c_diffset.inference.canvas import Sampling, check_scene_model
+from c_diffset.inference.inputs import Outputs, find_inputs, is_scene, matching, plan_outputs
+from c_diffset.inference.raster import MAX_PIXELS, check_size
+from c_diffset.inference.record import Manifest, conflict, settings_in
+from c_diffset.inference.scene import SceneOptions, Translator, run_scene, size_of
 from c_diffset.inference.team import LaunchedTeam, Team, describe
-from c_diffset.inference.whole_images import translate_images
+from c_diffset.inference.whole_images import translate_batch
 from c_diffset.loading import Precision, load_pipeline, model_revision
-from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
-from c_diffset.sar.safe import is_safe
 
 MANIFEST = "manifest.jsonl"
 
@@ -59,6 +58,7 @@ def translate(
     resolution: float | None = None,
     tile_size: int | None = None,
     overlap: int | None = None,
+    max_pixels: int = MAX_PIXELS,
     stac: bool = False,
     threads: int | None = None,
 ) -> Translation:
@@ -69,153 +69,177 @@ def translate(
     the processes share the list, and share every scene that is large against the whole.
 
     Args:
-        inputs: files, folders, glob patterns, lists (.txt, one input a line) and STAC items (.json).
-        model: folder or Hub id of the model.
-        output: folder of the EO images.
-        num_inference_steps: the model's own number when not given.
-        batch_size: images of one size, or tiles of a scene, that the model sees together.
-        seed: of the noise; that of an image depends on this and its name, that of a scene on this and the position.
-        confidence: also write NAME_confidence: for scenes .tif, float32 in (0, 1]; for images .png, 65535 being 1.
-        overwrite: redo what is in `output` already, instead of skipping it.
-        device: by default CUDA where there is one.
-        dtype: precision of the model; half precision is faster on most GPUs and on CPUs with AMX.
-        revision: revision of a Hub id.
-        vae: folder or Hub id of an autoencoder of the same latent space, or "taesd", instead of the model's own.
-        units: of a scene's pixels: display, db, power or amplitude; detected where that is certain.
-        bands: polarisations (VV VH HH HV) or numbers of a scene's bands, in the model's order.
-        despeckle: filter speckle of a scene (refined Lee) before the model.
-        crs: warp scenes to this coordinate system first, such as EPSG:32631.
-        resolution: pixel size after warping, in units of the coordinate system.
-        tile_size: of scenes, in pixels; what the model was trained at, or 512, when not given.
-        overlap: pixels that neighbouring tiles share at least; 64, or less in small tiles, when not given.
-        stac: also write NAME.json, a STAC item, for scenes.
-        threads: of each process on a CPU, by default its share of the cores. One process and many write the same bytes
-            where this is the same; otherwise sums are rounded in another order.
+        inputs: Images, scenes, folders, glob patterns, lists (.txt, one input a line) and STAC items (.json).
+        model: Folder or Hub id of the model.
+        output: Folder that the EO images are written to.
+        num_inference_steps: Number of inference steps. The model's own number when not given.
+        batch_size: Number of images of one size, or of tiles of a scene, that the model sees together.
+        seed: Random seed of the sampling noise. The noise of an image depends on this and on its name, the noise of a
+            scene on this and on the position on the ground.
+        confidence: Also write NAME_confidence: for scenes .tif, float32 in (0, 1]; for images .png, 65535 being 1.
+        overwrite: Translate again what is in `output` already, instead of skipping it.
+        device: Device of the model, such as cpu or cuda:1. CUDA where there is one when not given.
+        dtype: Precision of the model. Half precision is faster on most GPUs and on CPUs with AMX.
+        revision: Revision of the model on the Hub.
+        vae: Folder or Hub id of an autoencoder of the same latent space, or "taesd", that replaces the model's own.
+        units: Units of a scene's pixels: display, db, power or amplitude. They are detected where that is certain.
+        bands: Polarisations (VV VH HH HV) or numbers of a scene's bands, in the model's order.
+        despeckle: Filter the speckle of a scene (refined Lee) before the model sees it.
+        crs: Coordinate system that scenes are warped to first, such as EPSG:32631.
+        resolution: Pixel size after warping, in units of the coordinate system.
+        tile_size: Side of a scene's tiles in pixels. What the model was trained at, or 512, when not given.
+        overlap: Number of pixels that neighbouring tiles share at least. 64, or less in small tiles, when not given.
+        max_pixels: Number of pixels above which a scene is refused, so that the others do not wait for it.
+        stac: Also write NAME.json, a STAC item, for every scene.
+        threads: Number of threads of each process on a CPU. Its share of the cores when not given. One process and
+            many write the same bytes where this is the same; otherwise sums are rounded in another order.
 
     Returns:
         What was written, skipped, and failed with which error: an input that cannot be read does not stop the others.
 
     Raises:
-        ValueError: two inputs have the same output name, an output would replace its input, the model gives no
-            confidence, or `vae` does not fit the model.
+        ValueError: an option is empty or does not fit the model, two inputs have the same output name, or an output
+            would replace its input.
         OSError: an input that does not exist, or an output folder that cannot be written.
     """
+    for name, value in list(locals().items()):
+        if any(isinstance(text, str) and not text.strip() for text in (value if isinstance(value, list) else [value])):
+            raise ValueError(f"{name} is, or holds, an empty string: is a variable of the shell not set?")
+    if not inputs:
+        raise ValueError("inputs is an empty list: name at least one image, scene or folder")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads is {threads}: expected at least 1")
+    reading = {"units": units, "bands": bands, "despeckle": despeckle, "crs": crs, "resolution": resolution}
+    tiles = {"tile_size": tile_size, "overlap": overlap, "batch_size": batch_size}
+    options = SceneOptions(num_inference_steps, seed, **tiles, **reading, max_pixels=max_pixels)
+    options.check()
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{folder}: this folder cannot be written")
-    named = [Path(match) for name in inputs for match in (name, *glob.glob(name, recursive=True))]
-    plan = plan_outputs(find_inputs(inputs, folder), folder, confidence, stac, named)
+    sources = find_inputs(inputs, folder)
+    named = [path for name in inputs for path in (Path(name), *matching(name, folder))]
+    plan = plan_outputs(sources, folder, confidence, stac, named)
     # processes wait for each other as long as a scene takes
     state = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])
     team = LaunchedTeam(state.process_index, state.num_processes) if state.num_processes > 1 else Team()
     if device is None or (team.size > 1 and device == state.device.type):
         device = str(state.device)
     pipe = load_pipeline(model, revision, device, dtype, vae)
-    check_scene_model(pipe, num_inference_steps or 1, batch_size, seed)
+    identity = {"model": model, "revision": model_revision(model, revision), "vae": vae}
+    translator = Translator(pipe, options, identity)
+    check_scene_model(pipe, Sampling(translator.steps, seed, batch_size))
     if pipe.device.type == "cpu":
         use_whole_cpu(int(os.environ.get("LOCAL_WORLD_SIZE", team.size)))
         if threads is not None:
             torch.set_num_threads(threads)
     if confidence and not pipe.predicts_variance:
         raise ValueError(f"model {model} predicts no confidence: its UNet has no variance channel")
-    options = SceneOptions(
-        num_inference_steps, seed, tile_size, overlap, batch_size, units, bands, despeckle, crs, resolution
-    )
-    identity = {"model": model, "revision": model_revision(model, revision), "vae": vae}
-    return _Job(plan, pipe, options, identity, folder, team, overwrite).run()
+    return _Job(plan, translator, folder / MANIFEST, team, overwrite).run()
 
 
+@dataclass
 class _Job:
     """The inputs of one command, shared by the processes of a team."""
 
-    def __init__(
-        self,
-        plan: dict[Path, Outputs],
-        pipe: CDiffSETPipeline,
-        options: SceneOptions,
-        identity: dict,
-        folder: Path,
-        team: Team,
-        overwrite: bool,
-    ):
-        self.plan, self.pipe, self.options, self.identity, self.team = plan, pipe, options, identity, team
-        self.manifest, self.result = folder / MANIFEST, Translation()
-        self.settings, self.overwrite = settings_of(pipe, options, identity), overwrite
+    plan: dict[Path, Outputs]
+    translator: Translator
+    manifest: Path
+    team: Team
+    overwrite: bool
+    result: Translation = field(default_factory=Translation)
 
     def run(self) -> Translation:
         """Images first, then the scenes that all processes share, then those that each does alone."""
         with self.team.phase():  # nobody writes before all have seen what is there
-            finished = [s for s, out in self.plan.items() if not self.overwrite and all(f.exists() for f in out.files)]
-            todo = [source for source in self.plan if source not in finished]
-            sizes = {source: pixels_of(source) for source in todo}
-        scenes = {source: size for source, size in sizes.items() if is_scene(source)}
+            todo = dict(self.plan)
+            if not self.overwrite:
+                todo = {s: out for s, out in todo.items() if not all(file.exists() for file in out.files)}
+            finished = [source for source in self.plan if source not in todo]
+            sizes = {source: size_of(source) for source in self.plan if source in todo or not is_scene(source)}
+            self.pixels = {source: height * width for source, (height, width) in sizes.items()}
+            self._refuse(todo, sizes)
+            self.lines = Manifest(self.manifest)
+        scenes = {source: self.pixels[source] for source in todo if is_scene(source)}
         shared, own = share(scenes, self.team)
-        images = self.team.mine([source for source in todo if source not in scenes])
-        for source in [source for source in images if self.plan[source].eo.exists() and not self.overwrite]:
-            self.result.failed[source] = f"{self.plan[source].eo} is there, but no confidence: --overwrite redoes both"
-            images.remove(source)
-        total = sum(sizes[source] for source in [*images, *own, *shared])
+        # the same batches whatever is finished, and whoever takes them: their size decides how sums are rounded
+        images = sorted((source for source in self.plan if not is_scene(source)), key=sizes.__getitem__)
+        batches = batches_of_one_size(images, sizes.__getitem__, self.translator.options.batch_size)
+        batches = self.team.mine([batch for batch in batches if todo.keys() & set(batch)])
+        mine = [source for batch in batches for source in batch if source in todo]
+        total = sum(self.pixels[source] for source in [*mine, *own, *shared])
+        self._announce(todo)
         options = {"unit": "pix", "unit_scale": True, "smoothing": 0.05, "disable": self.team.rank > 0}
         with tqdm(total=total, desc="translate", **options) as bar:
-            self._images(images, sizes, bar)
+            for batch in batches:
+                self._images(batch, {source: todo[source] for source in batch if source in todo}, bar)
             for source in shared:
-                self._scene(source, sizes[source], self.team, bar)
+                self._scene(source, self.team, bar)
             for source in own:
-                self._scene(source, sizes[source], Team(), bar)
+                self._scene(source, Team(), bar)
         return self._report(finished)
 
-    def _images(self, images: list[Path], sizes: dict[Path, int], bar: tqdm) -> None:
-        options, start = self.options, time.monotonic()
-        plan = {source: self.plan[source] for source in images}
-        for batch in translate_images(
-            plan,
-            self.pipe,
-            options.num_inference_steps,
-            options.batch_size,
-            options.seed,
-            self.result.failed.__setitem__,
-        ):
-            for source in set(batch) - set(self.result.failed):
-                self._finish(source, (time.monotonic() - start) / len(batch))
-            bar.update(sum(sizes[source] for source in batch))
-            start = time.monotonic()
+    def _refuse(self, todo: dict[Path, Outputs], sizes: dict[Path, tuple[int, int]]) -> None:
+        """Take out of `todo` what is too large, or whose outputs are there in part and from other settings."""
+        for source, outputs in list(todo.items()):
+            try:
+                check_size(source, *sizes[source], self.translator.options.max_pixels)
+                if reason := conflict(outputs, self._settings(source), self.overwrite):
+                    raise ValueError(reason)
+            except ValueError as error:
+                self.result.failed[source] = str(error)
+                del todo[source]
 
-    def _scene(self, source: Path, size: int, team: Team, bar: tqdm) -> None:
-        start, done = time.monotonic(), 0.0
+    def _announce(self, todo: dict[Path, Outputs]) -> None:
+        """Say, before it begins, how much work there is."""
+        if todo and self.team.rank == 0:
+            settings, total = self.translator.settings, sum(self.pixels[source] for source in todo)
+            tiles = sum(self.pixels[source] for source in todo if is_scene(source))
+            tiles = math.ceil(tiles / (settings["tile_size"] - settings["overlap"]) ** 2)
+            scenes = f", about {tiles} tiles of scenes" if tiles else ""
+            text = f"{len(todo)} inputs of {total / 1e6:.1f} megapixels{scenes}, {self.translator.steps} steps each"
+            print(text, file=sys.stderr, flush=True)
+
+    def _settings(self, source: Path) -> dict:
+        return self.translator.settings if is_scene(source) else self.translator.image_settings
+
+    @contextmanager
+    def _failing(self, sources: Iterable[Path], team: Team) -> Iterator[None]:
+        """One input's failure must not end the others."""
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, ValueError | OSError | RuntimeError):
+                traceback.print_exc()
+            if team.rank == 0:
+                self.result.failed |= dict.fromkeys(sources, describe(error))
+
+    def _images(self, batch: list[Path], todo: dict[Path, Outputs], bar: tqdm) -> None:
+        start = time.monotonic()
+        with self._failing(todo, Team()):
+            for source in translate_batch(batch, todo, self.translator, self.result.failed.__setitem__):
+                with self._failing([source], Team()):
+                    self._finish(source, (time.monotonic() - start) / len(batch))
+        bar.update(sum(self.pixels[source] for source in todo))
+
+    def _scene(self, source: Path, team: Team, bar: tqdm) -> None:
+        start, done, size = time.monotonic(), 0.0, self.pixels[source]
 
         def progress(pixels: float) -> None:
             nonlocal done  # warped scenes have other sizes, and processes other shares: no more than was announced
             before, done = done, min(size, done + pixels * team.size)
             bar.update(int(done) - int(before))
 
-        try:
-            if reason := conflict(self.plan[source], self.settings, self.overwrite):
-                raise ValueError(reason)
-            run_scene(source, self.pipe, self.plan[source], self.options, self.identity, team, progress)
-        except Exception as error:  # one scene's failure must not end the others
-            if not isinstance(error, ValueError | OSError | RuntimeError):
-                traceback.print_exc()
-            if team.rank == 0:
-                self.result.failed[source] = describe(error)
-        else:
+        with self._failing([source], team):
+            run_scene(source, self.translator, self.plan[source], team, progress)
             if team.rank == 0:
                 self._finish(source, time.monotonic() - start)
         bar.update(size - int(done))
 
     def _finish(self, source: Path, seconds: float) -> None:
         """Note a finished input in the manifest."""
-        files = self.plan[source].files
-        line = {
-            "input": str(source),
-            "outputs": {file.name: f"sha256:{file_sha256(file)}" for file in files},
-            "seconds": round(seconds, 3),
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "settings": self.settings,
-        }
-        with open(self.manifest, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        self.result.written.append(files[0])
+        self.lines.add(source, self.plan[source], self._settings(source), seconds)
+        self.result.written.append(self.plan[source].eo)
 
     def _report(self, finished: list[Path]) -> Translation:
         result, gather = self.result, self.team.gather
@@ -223,27 +247,31 @@ class _Job:
         result.written, result.failed = gather(result.written), dict(gather(list(result.failed.items())))
         if self.team.rank == 0:
             for source, error in result.failed.items():
-                print(f"failed: {source}: {error}", file=sys.stderr)
+                print(one_line(f"failed: {source}: {error}"), file=sys.stderr)
             for source in finished:
-                made = settings_in(self.plan[source].eo) if is_scene(source) else None
-                if made is not None and made != self.settings:
-                    other = sorted(key for key in self.settings if made.get(key) != self.settings[key])
-                    text = f"was made with other settings ({', '.join(other)}): --overwrite redoes it"
-                    print(f"kept: {self.plan[source].eo} {text}", file=sys.stderr)
+                self._keep(source)
             counts = f"{len(result.written)} written, {len(result.skipped)} there already, {len(result.failed)} failed"
             print(counts + (f", by {self.team.size} processes" if self.team.size > 1 else ""), flush=True)
         gather([])  # a process that ended with a failure would have the others stopped before they have spoken
         return result
 
+    def _keep(self, source: Path) -> None:
+        """Say where a finished input has other settings, and note it where an earlier command did not come to it."""
+        outputs, settings = self.plan[source], self._settings(source)
+        made = settings_in(outputs.eo)
+        if made is not None:
+            self.lines.complete(source, outputs, made)
+        if made != settings:
+            other = sorted(key for key in settings if (made or {}).get(key) != settings[key])
+            text = (
+                "does not say how it was made" if made is None else f"was made with other settings ({', '.join(other)})"
+            )
+            print(one_line(f"kept: {outputs.eo} {text}: --overwrite redoes it"), file=sys.stderr)
 
-def conflict(outputs: Outputs, settings: dict, overwrite: bool) -> str | None:
-    """Why outputs cannot be completed: some are there, and nothing says that they are from the same settings."""
-    if overwrite or settings_in(outputs.eo) == settings:
-        return None
-    for file in outputs.files:
-        if file.exists() and settings_in(file) != settings:
-            return f"{file} is there already, and nothing says that it is from these settings: --overwrite redoes it"
-    return None
+
+def one_line(text: str) -> str:
+    """A text without its line breaks, such as those in names of files."""
+    return " ".join(text.splitlines())
 
 
 def share(scenes: dict[Path, int], team: Team) -> tuple[list[Path], list[Path]]:
@@ -260,17 +288,3 @@ def share(scenes: dict[Path, int], team: Team) -> tuple[list[Path], list[Path]]:
     shared = [scene for scene, size in scenes.items() if team.size > 1 and size > limit]
     others = sorted((scene for scene in scenes if scene not in shared), key=lambda scene: -scenes[scene])
     return shared, team.mine(others)
-
-
-def pixels_of(path: Path) -> int:
-    """Pixels of a scene, 1 where that cannot be read: whoever translates it will say why."""
-    try:
-        if is_safe(path):
-            path = next((path / "measurement").glob("*.tiff"))
-        if path.suffix.lower() in IMAGES:
-            with PIL.Image.open(path) as image:
-                return image.width * image.height
-        with open_raster(path) as raster:
-            return raster.width * raster.height
-    except Exception:  # such as of an image too large to be safe
-        return 1

@@ -1,54 +1,67 @@
 """Whole images, many at a time: PNG and JPEG in, the same out."""
 
-import os
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from zlib import crc32
 
 import numpy as np
 import PIL.Image
+from PIL.PngImagePlugin import PngInfo
 
 from c_diffset.data.batches import batches_of_one_size
 from c_diffset.data.images import read_image
+from c_diffset.files import written_aside
 from c_diffset.inference.inputs import Outputs
+from c_diffset.inference.record import TAG
+from c_diffset.inference.scene import Translator
 from c_diffset.noise import noise_generator
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, sar_to_tensor
 
 
-def translate_images(
-    plan: dict[Path, Outputs],
-    pipe: CDiffSETPipeline,
-    num_inference_steps: int | None,
-    batch_size: int,
-    seed: int,
-    fail: Callable[[Path, str], None],
-) -> Iterator[list[Path]]:
-    """Translate images in batches of one size; yields the inputs of every batch that is written.
+def translate_batch(
+    batch: list[Path], wanted: dict[Path, Outputs], translator: Translator, fail: Callable[[Path, str], None]
+) -> Iterator[Path]:
+    """Translate images of one size together; yields the inputs whose outputs are written.
 
-    The noise of an image depends on the seed and on its name alone. An image that cannot be read does not stop the
-    others: it is passed to `fail` with the error.
+    Sums are rounded in another order in a batch of another size. So the batch is the same in every run, and what is
+    finished already is only not written again.
+
+    Args:
+        batch: the images. The noise of each depends on the seed and on its name alone.
+        wanted: those that are to be written.
+        translator: the model and its options.
+        fail: told of an image that cannot be read or written, which does not stop the others.
     """
-    for batch in batches_of_one_size(_read(plan, pipe, fail), lambda item: item[1].shape[:2], batch_size):
-        generators = [noise_generator(seed, crc32(source.name.encode())) for source, _ in batch]
-        images = pipe([sar for _, sar in batch], num_inference_steps, generator=generators, output_type="np")
-        for i, (source, _) in enumerate(batch):
-            if not np.isfinite(images.images[i]).all():
+    pipe, options = translator.pipe, translator.options
+    for group in batches_of_one_size(_read(batch, pipe, fail), lambda item: item[1].shape[:2], options.batch_size):
+        if not any(source in wanted for source, _ in group):
+            continue
+        generators = [noise_generator(options.seed, crc32(source.name.encode())) for source, _ in group]
+        steps, images = options.num_inference_steps, [sar for _, sar in group]
+        made = pipe(images, steps, generator=generators, output_type="np")
+        for i, (source, _) in enumerate(group):
+            if source not in wanted:
+                continue
+            if not np.isfinite(made.images[i]).all():
                 fail(source, "the model's image holds NaN or infinite values: try dtype float32")
                 continue
+            outputs, settings = wanted[source], translator.image_settings
             try:
-                if plan[source].confidence is not None:
-                    save_image((images.confidence[i] * 65535).round().astype(np.uint16), plan[source].confidence)
-                save_image((images.images[i] * 255).round().astype(np.uint8), plan[source].eo)
+                if outputs.confidence is not None:
+                    save_image((made.confidence[i] * 65535).round().astype(np.uint16), outputs.confidence, settings)
+                save_image((made.images[i] * 255).round().astype(np.uint8), outputs.eo, settings)
             except OSError as error:
-                fail(source, f"{plan[source].eo} cannot be written ({error}): is the disk full?")
-        yield [source for source, _ in batch]
+                fail(source, f"{outputs.eo} cannot be written ({error}): is the disk full?")
+            else:
+                yield source
 
 
 def _read(
-    plan: dict[Path, Outputs], pipe: CDiffSETPipeline, fail: Callable[[Path, str], None]
+    batch: list[Path], pipe: CDiffSETPipeline, fail: Callable[[Path, str], None]
 ) -> Iterator[tuple[Path, np.ndarray]]:
     """The images that can be read and fit the model."""
-    for source in plan:
+    for source in batch:
         try:
             sar = read_image(source)
             if not sar.any():
@@ -60,12 +73,13 @@ def _read(
             yield source, sar
 
 
-def save_image(pixels: np.ndarray, target: Path) -> None:
-    """Write uint8 H x W x 3 or uint16 H x W aside and rename, so that a file under its final name is complete."""
-    aside = target.with_name(f".{target.name}.partial")
-    options = {"quality": 95} if target.suffix.lower() in (".jpg", ".jpeg") else {}
-    try:
-        PIL.Image.fromarray(pixels).save(aside, format="JPEG" if options else "PNG", **options)
-        os.replace(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
+def save_image(pixels: np.ndarray, target: Path, settings: dict) -> None:
+    """Write uint8 H x W x 3 or uint16 H x W, with the settings it was made with: whole, or not at all."""
+    image, text = PIL.Image.fromarray(pixels), json.dumps(settings)
+    with written_aside(target) as aside:
+        if target.suffix.lower() in (".jpg", ".jpeg"):
+            image.save(aside, format="JPEG", quality=95, comment=text)
+        else:
+            info = PngInfo()
+            info.add_text(TAG, text)
+            image.save(aside, format="PNG", pnginfo=info)

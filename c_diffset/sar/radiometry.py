@@ -23,11 +23,16 @@ def apply_scaling(values: np.ndarray, scales: tuple[float, ...], offsets: tuple[
     """Stored values, bands x H x W, to what a TIFF's scale and offset say they stand for.
 
     Values of a band with scale 1 and offset 0 in every band come back as they are, others as float32.
+
+    Raises:
+        ValueError: a scale of 0, or a scale or offset that is no finite number of float32.
     """
     if set(scales) == {1.0} and set(offsets) == {0.0}:
         return values
-    scale, offset = np.array([scales, offsets], np.float32)[:, :, None, None]
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
+        scale, offset = np.array([scales, offsets], np.float32)[:, :, None, None]
+        if not (np.isfinite(scale).all() and np.isfinite(offset).all() and scale.all()):
+            raise ValueError(f"a TIFF's scales {scales} and offsets {offsets}: expected finite ones, scales not 0")
         return (values * scale + offset).astype(np.float32, copy=False)
 
 

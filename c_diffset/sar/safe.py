@@ -4,7 +4,6 @@ Method and facts: N. Miranda and P. Meadows, "Radiometric calibration of S-1 Lev
 ESA-EOPG-CSCOP-TN-0002: value = DN^2 / A^2, with A between the points of the table by bilinear interpolation.
 """
 
-import os
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -17,10 +16,13 @@ import rasterio
 from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
+from c_diffset.files import written_aside
+from c_diffset.sar.gdal import open_raster
 from c_diffset.sar.radiometry import POLARISATIONS
 
 # Rows and columns read at once: whole tiles of the output (512), and of the products distributed as COG (1024).
 WINDOW = (1024, 2048)
+PLAUSIBLE = (1.0, 1e6)  # sigmaNought of products is some hundreds: with others nothing, or all, would be measured
 NAME = r"s1\w-\w+-\w+-(?P<polarisation>vv|vh|hh|hv)-(?P<start>\d{8}t\d{6})-[\w-]+"
 MEASUREMENT = re.compile(NAME + r"\.tiff?", re.IGNORECASE)
 CALIBRATION = re.compile("calibration-" + NAME + r"\.xml", re.IGNORECASE)
@@ -89,7 +91,7 @@ def read_calibration(path: Path) -> Calibration:
 
     Raises:
         ValueError: not XML of that form, a DOCTYPE (entities could expand without end), lists of unequal lengths,
-            values that are not positive, or lines or pixels that do not ascend.
+            values that no product has, or lines or pixels that do not ascend.
     """
     try:
         text = path.read_text("utf-8")
@@ -103,8 +105,10 @@ def read_calibration(path: Path) -> Calibration:
         for line, (pixels, values) in zip(lines, vectors, strict=True):
             if len(pixels) != len(values):
                 raise ValueError(f"line {line:.0f}: {len(pixels)} pixels but {len(values)} values of sigmaNought")
-            if values.min() <= 0:
-                raise ValueError(f"line {line:.0f}: sigmaNought {values.min()}; expected positive values")
+            if values.min() < PLAUSIBLE[0] or values.max() > PLAUSIBLE[1]:
+                odd = values.min() if values.min() < PLAUSIBLE[0] else values.max()
+                low, high = PLAUSIBLE
+                raise ValueError(f"line {line:.0f}: sigmaNought {odd:g}; expected values from {low:g} to {high:g}")
             if (np.diff(pixels) <= 0).any():
                 raise ValueError(f"line {line:.0f}: its pixels do not ascend")
         if (np.diff(lines) <= 0).any():
@@ -142,7 +146,6 @@ def _find(root: Path, subfolder: str, pattern: re.Pattern) -> dict[str, Path]:
 
 def _write(target: Path, names: list[str], paths: list[Path], tables: list[Calibration], tags: dict[str, str]) -> None:
     """Calibrate window by window into a file aside, and rename it."""
-    aside = target.with_name(f".{target.name}.partial")
     with ExitStack() as stack:
         sources = [stack.enter_context(_open_measurement(path)) for path in paths]
         for source in sources[1:]:
@@ -153,22 +156,19 @@ def _write(target: Path, names: list[str], paths: list[Path], tables: list[Calib
         size = {"height": height, "width": width, "count": len(sources)}
         pixels = {"dtype": "float32", "nodata": 0, "gcps": gcps, "crs": crs}
         layout = {"tiled": True, "blockxsize": 512, "blockysize": 512, "interleave": "band", "BIGTIFF": "IF_SAFER"}
-        try:
-            with rasterio.open(aside, "w", driver="GTiff", **size, **pixels, **layout) as out:
-                out.descriptions = names
-                out.update_tags(**tags)
-                for window in _windows(height, width):
-                    for i, (source, table) in enumerate(zip(sources, tables, strict=True)):
-                        out.write((_read(source, window) / table.interpolate(window)) ** 2, i + 1, window=window)
-            os.replace(aside, target)
-        finally:
-            aside.unlink(missing_ok=True)
+        aside = stack.enter_context(written_aside(target))
+        with open_raster(aside, "w", **size, **pixels, **layout) as out:
+            out.descriptions = names
+            out.update_tags(**tags)
+            for window in _windows(height, width):
+                for i, (source, table) in enumerate(zip(sources, tables, strict=True)):
+                    out.write((_read(source, window) / table.interpolate(window)) ** 2, i + 1, window=window)
 
 
 def _open_measurement(path: Path) -> rasterio.DatasetReader:
     try:
-        source = rasterio.open(path, driver="GTiff")
-    except RasterioIOError as error:
+        source = open_raster(path)
+    except OSError as error:
         raise OSError(f"{path}: not a readable TIFF (fetch the product again): {error}") from error
     gcps, crs = source.gcps
     if source.dtypes != ("uint16",):

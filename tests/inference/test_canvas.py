@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from c_diffset.inference import canvas as canvas_module
 from c_diffset.inference.canvas import (
     BLOCK,
-    ArraySource,
+    Sampling,
     SceneCanvas,
-    fill_invalid,
+    Work,
     noise_generator,
-    scene_grid,
+    scene_tiling,
     tile_sides,
     translate_windows,
 )
-from c_diffset.inference.team import Team
+from c_diffset.inference.source import ArraySource, fill_invalid
 from tests.conftest import SPACES, copying_pipe, tiny_components
 
 
@@ -51,7 +51,7 @@ def test_a_scene_of_one_tile_is_what_the_pipeline_gives(make_pipe, space, schedu
     image, steps = scene(side, side), 3
     eo, confidence = put_together(image, pipe, num_inference_steps=steps, seed=7, tile_size=side, overlap=0)
 
-    seeds = [noise_generator(7, step, (0, 0)).initial_seed() for step in range(steps + 2)]
+    seeds = [noise_generator(7, step, 0, 0).initial_seed() for step in range(steps + 2)]
     noise = torch.randn((1, pipe.eo_channels, block, block), generator=torch.Generator().manual_seed(seeds[0]))
     generator = torch.Generator().manual_seed(seeds[1])
     whole = pipe(
@@ -66,7 +66,7 @@ def test_a_scene_of_one_tile_is_what_the_pipeline_gives(make_pipe, space, schedu
 def test_an_uneven_scene_is_padded_as_the_pipeline_pads(make_pipe, space):
     pipe, image = make_pipe(space), scene(45, 50)
     eo, _ = put_together(image, pipe, num_inference_steps=1, tile_size=64, overlap=0)
-    block = torch.randn((1, pipe.eo_channels, BLOCK, BLOCK), generator=noise_generator(0, 0, (0, 0)))
+    block = torch.randn((1, pipe.eo_channels, BLOCK, BLOCK), generator=noise_generator(0, 0, 0, 0))
     height, width = (side // pipe.vae_scale_factor for side in pipe.pad(torch.zeros(1, 1, 45, 50)).shape[-2:])
     whole = pipe(image, 1, latents=block[..., :height, :width], output_type="np")
     assert np.abs(eo - (whole.images[0] * 255).round()).max() <= 1
@@ -189,11 +189,11 @@ def test_tiles_without_a_valid_pixel_are_not_translated(make_pipe, monkeypatch):
     valid = np.zeros(image.shape, bool)
     valid[190:] = True
     source = ArraySource(image, pipe.config.sar_transform, valid)
-    grid, seen = scene_grid(pipe, source, 32, 8), []
-    run = SceneCanvas(source, pipe, 2, 0, grid, 2, Team(), None, seen.append)
+    tiling, seen = scene_tiling(pipe, source, 32, 8), []
+    run = SceneCanvas(source, pipe, tiling, Sampling(2, batch_size=2), Work(progress=seen.append))
     run.run()
-    assert 0 < len(run.active) < len(grid.boxes) / 3
-    assert sum(seen) == len(grid.boxes) * 4  # progress counts what was skipped
+    assert 0 < len(run.active) < len(tiling.boxes) / 3
+    assert sum(seen) == len(tiling.boxes) * 4  # progress counts what was skipped
 
 
 def test_blending_takes_the_seams_away():
@@ -204,7 +204,7 @@ def test_blending_takes_the_seams_away():
     for overlap in (0, 32):
         eo = put_together(image, pipe, tile_size=64, overlap=overlap)[0].astype(float)
         jumps = np.abs(np.diff(eo, axis=1)).mean(axis=(0, 2))  # between columns x and x + 1
-        boxes = scene_grid(pipe, ArraySource(image, pipe.config.sar_transform), 64, overlap).boxes
+        boxes = scene_tiling(pipe, ArraySource(image, pipe.config.sar_transform), 64, overlap).boxes
         sides = {side for box in boxes for side in (box.left, box.right)} - {0, 256}
         border = np.isin(np.arange(1, 256), list(sides))
         ratios.append(jumps[border].mean() / jumps[~border].mean())

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.inference.test_scene import UTM, display, write_scene
+from tests.helpers import ACCELERATE, write_raster
+from tests.inference.test_scene import UTM, display
 
 pytestmark = pytest.mark.slow
 
-ACCELERATE = str(Path(sys.executable).parent / "accelerate")
 OPTIONS = ["--num_inference_steps", "2", "--tile_size", "64", "--overlap", "16", "--confidence", "--threads", "1"]
 
 
@@ -25,9 +25,9 @@ def scenes(make_pipe, tmp_path) -> Path:
     folder.mkdir()
     large = display(300, 420)
     large[100:180, :300] = 0
-    write_scene(folder / "large.tif", large, nodata=0, **UTM)
+    write_raster(folder / "large.tif", large, nodata=0, **UTM)
     for number in range(3):
-        write_scene(folder / f"small{number}.tif", display(70 + 9 * number, 70), **UTM)
+        write_raster(folder / f"small{number}.tif", display(70 + 9 * number, 70), **UTM)
     (folder / "broken.tif").write_bytes((folder / "large.tif").read_bytes()[:20_000])
     make_pipe("tiny").save_pretrained(tmp_path / "model")
     return folder

@@ -1,6 +1,5 @@
 """SAR GeoTIFF as models read them: units, valid pixels, bands, place, warping, and what is refused."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,37 +13,27 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import Affine, from_origin
 from rasterio.warp import transform as to_crs
 
-from c_diffset.inference.raster import SarRaster, choose_bands
+from c_diffset.inference.raster import ReadOptions, SarRaster, choose_bands
 from c_diffset.inference.tiles import Box
 from c_diffset.sar.radiometry import convert_units, polarisation
 from c_diffset.sar.speckle import refined_lee
+from tests.helpers import DISPLAY, UTM, write_raster
 
 SCENES = Path(__file__).parents[3] / "shared/data/scenes"
-UTM = {"crs": "EPSG:32631", "transform": from_origin(500_000, 4_000_000, 10, 10)}
 DB, POWER, AMPLITUDE = (
     {"units": units, "range": [-30.0, 0.0], "channels": [0]} for units in ("db", "power", "amplitude")
 )
-DISPLAY = {"units": "display", "range": [0.0, 1.0], "channels": [0]}
 TWO = {"channels": [0, 1, "0-1"], "range": [[-25.0, 0.0], [-32.5, 0.0], [0.0, 20.0]]}
 
 
-def write(path: Path, pixels: np.ndarray, names=None, mask=None, scaling=None, units=None, **options) -> Path:
-    """Bands x H x W, or H x W, as a GeoTIFF; `mask` becomes an internal mask band."""
-    bands = pixels.reshape(-1, *pixels.shape[-2:])
-    size = {"count": len(bands), "height": bands.shape[1], "width": bands.shape[2], "dtype": bands.dtype}
-    with warnings.catch_warnings(), rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        with rasterio.open(path, "w", driver="GTiff", **size | UTM | options) as raster:
-            raster.write(bands)
-            if mask is not None:
-                raster.write_mask(mask)
-            if names:
-                raster.descriptions = names
-            if units:
-                raster.units = units
-            if scaling:
-                raster.scales, raster.offsets = ([value] * len(bands) for value in scaling)
-    return path
+def write(path: Path, pixels: np.ndarray, **options) -> Path:
+    """A GeoTIFF in UTM."""
+    return write_raster(path, pixels, **UTM | options)
+
+
+def opened(path: Path, sar_transform: dict, units: str | None = None, **options) -> SarRaster:
+    """The scene as a model reads it that takes `sar_transform`."""
+    return SarRaster(path, sar_transform, ReadOptions(units=units, **options))
 
 
 def decibel(*shape: int, seed: int = 0) -> np.ndarray:
@@ -69,12 +58,12 @@ def test_the_same_ground_gives_the_same_input_in_all_units(tmp_path, model, band
     expected = ((picked - low) / (high - low)).clip(0, 1) * 2 - 1
     centi = np.round(values * 100).astype(np.int16)
     scenes = {
-        "db": SarRaster(write(tmp_path / "db.tif", values), sar_transform),  # found
-        "power": SarRaster(write(tmp_path / "p.tif", 10 ** (values / 10)), sar_transform, "power"),
-        "amplitude": SarRaster(write(tmp_path / "a.tif", 10 ** (values / 20)), sar_transform, "amplitude"),
-        "double": SarRaster(write(tmp_path / "d.tif", values.astype(np.float64)), sar_transform),
-        "scaled": SarRaster(write(tmp_path / "i.tif", centi, scaling=(0.01, 0.0)), sar_transform),
-        "offset": SarRaster(write(tmp_path / "o.tif", centi + 4000, scaling=(0.01, -40.0)), sar_transform),
+        "db": opened(write(tmp_path / "db.tif", values), sar_transform),  # found
+        "power": opened(write(tmp_path / "p.tif", 10 ** (values / 10)), sar_transform, "power"),
+        "amplitude": opened(write(tmp_path / "a.tif", 10 ** (values / 20)), sar_transform, "amplitude"),
+        "double": opened(write(tmp_path / "d.tif", values.astype(np.float64)), sar_transform),
+        "scaled": opened(write(tmp_path / "i.tif", centi, scaling=(0.01, 0.0)), sar_transform),
+        "offset": opened(write(tmp_path / "o.tif", centi + 4000, scaling=(0.01, -40.0)), sar_transform),
     }
     for name, scene in scenes.items():
         sar, valid = whole(scene)
@@ -85,15 +74,15 @@ def test_the_same_ground_gives_the_same_input_in_all_units(tmp_path, model, band
 
 def test_display_scenes(tmp_path):
     pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    eight = SarRaster(write(tmp_path / "8.tif", pixels), DISPLAY)
-    sixteen = SarRaster(write(tmp_path / "16.tif", pixels.astype(np.uint16) * 257), DISPLAY, "display")
-    floats = SarRaster(write(tmp_path / "f.tif", (pixels / 255).astype(np.float32)), DISPLAY, "display")
+    eight = opened(write(tmp_path / "8.tif", pixels), DISPLAY)
+    sixteen = opened(write(tmp_path / "16.tif", pixels.astype(np.uint16) * 257), DISPLAY, "display")
+    floats = opened(write(tmp_path / "f.tif", (pixels / 255).astype(np.float32)), DISPLAY, "display")
     for scene in (eight, sixteen, floats):
         sar, valid = whole(scene)
         assert scene.units == "display" and valid.all()  # black is a display value
         np.testing.assert_allclose(sar[0], pixels / 255 * 2.0 - 1, atol=1e-6)
     with pytest.raises(ValueError, match="int16"):
-        SarRaster(write(tmp_path / "i.tif", pixels.astype(np.int16)), DISPLAY, "display")
+        opened(write(tmp_path / "i.tif", pixels.astype(np.int16)), DISPLAY, "display")
 
 
 @pytest.mark.parametrize("source", ["db", "power", "amplitude"])
@@ -109,9 +98,9 @@ def test_units_convert_there_and_back(source, target):
 
 def test_declared_units(tmp_path):
     positive = -decibel(8, 8)  # nothing else says that these are dB
-    assert SarRaster(write(tmp_path / "a.tif", positive, units=("dB",)), DB).units == "db"
+    assert opened(write(tmp_path / "a.tif", positive, units=("dB",)), DB).units == "db"
     with pytest.raises(ValueError, match="not certain"):
-        SarRaster(write(tmp_path / "b.tif", positive, units=("DN",)), DB)
+        opened(write(tmp_path / "b.tif", positive, units=("DN",)), DB)
 
 
 @pytest.mark.parametrize(
@@ -128,24 +117,24 @@ def test_declared_units(tmp_path):
 )
 def test_uncertain_units_are_asked_for(tmp_path, pixels):
     with pytest.raises(ValueError, match=r"scene\.tif.*say `units`, one of display, db, power, amplitude"):
-        SarRaster(write(tmp_path / "scene.tif", pixels), DB)
+        opened(write(tmp_path / "scene.tif", pixels), DB)
 
 
 def test_units_that_cannot_be(tmp_path):
     with pytest.raises(ValueError, match="'banana'.*display.*amplitude"):
-        SarRaster(tmp_path / "none.tif", DB, "banana")
+        opened(tmp_path / "none.tif", DB, "banana")
     scene = write(tmp_path / "scene.tif", decibel(8, 8))
     for units in ("power", "amplitude"):  # read as power, dB would be one black image
         with pytest.raises(ValueError, match=rf"scene\.tif.*'{units}'.*dB"):
-            SarRaster(scene, DB, units)
+            opened(scene, DB, units)
     with pytest.raises(ValueError, match=r"scene\.tif.*db.*display"):
-        SarRaster(scene, DISPLAY)
+        opened(scene, DISPLAY)
     with pytest.raises(ValueError, match=r"8\.tif.*display.*power"):
-        SarRaster(write(tmp_path / "8.tif", np.ones((8, 8), np.uint8)), POWER)
+        opened(write(tmp_path / "8.tif", np.ones((8, 8), np.uint8)), POWER)
     with pytest.raises(ValueError, match="complex"):
-        SarRaster(write(tmp_path / "c.tif", np.ones((8, 8), np.complex64)), POWER, "power")
+        opened(write(tmp_path / "c.tif", np.ones((8, 8), np.complex64)), POWER, "power")
     with pytest.raises(ValueError, match=r"f\.tif, rows 0 to 8"):
-        whole(SarRaster(write(tmp_path / "f.tif", -decibel(8, 8)), DISPLAY, "display"))
+        whole(opened(write(tmp_path / "f.tif", -decibel(8, 8)), DISPLAY, "display"))
 
 
 def test_integers_and_half_precision_are_read_as_they_are(tmp_path):
@@ -153,9 +142,7 @@ def test_integers_and_half_precision_are_read_as_they_are(tmp_path):
     sar_transform = AMPLITUDE | {"range": [0.0, 50.0]}
     expected = (20 * np.log10(amplitude) / 50).clip(0, 1) * 2 - 1
     for dtype, options in (("uint16", {}), ("int32", {}), ("uint32", {}), ("float64", {}), ("float32", {"nbits": 16})):
-        scene = SarRaster(
-            write(tmp_path / f"{dtype}.tif", amplitude.astype(dtype), **options), sar_transform, "amplitude"
-        )
+        scene = opened(write(tmp_path / f"{dtype}.tif", amplitude.astype(dtype), **options), sar_transform, "amplitude")
         np.testing.assert_allclose(whole(scene)[0][0], expected, atol=1e-5, err_msg=dtype)
 
 
@@ -169,25 +156,25 @@ def test_undeclared_fill_values_are_not_valid(tmp_path, fill):
     for units, measured in (("db", values), ("power", 10 ** (values / 10)), ("amplitude", 10 ** (values / 20))):
         pixels = np.where(hole, np.float32(fill), measured)
         told = None if units == "db" else units
-        raster = SarRaster(write(tmp_path / f"{units}.tif", pixels), {"units": "db"} | TWO, told)
+        raster = opened(write(tmp_path / f"{units}.tif", pixels), {"units": "db"} | TWO, told)
         sar, valid = whole(raster)
         assert raster.units == units
         np.testing.assert_array_equal(valid, ~hole)
-        full = whole(SarRaster(write(tmp_path / "full.tif", values), {"units": "db"} | TWO))[0]
+        full = whole(opened(write(tmp_path / "full.tif", values), {"units": "db"} | TWO))[0]
         np.testing.assert_allclose(sar[:, ~hole], full[:, ~hole], atol=1e-5)
 
 
 def test_fill_values_of_scaled_integers_are_not_valid(tmp_path):
     centi = np.full((10, 10), -1200, np.int16)
     centi[0], centi[1], centi[2] = -9999, -32768, 0
-    _, valid = whole(SarRaster(write(tmp_path / "scene.tif", centi, scaling=(0.01, 0.0)), DB))
+    _, valid = whole(opened(write(tmp_path / "scene.tif", centi, scaling=(0.01, 0.0)), DB))
     assert not valid[:3].any() and valid[3:].all()
 
 
 def test_zero_decibel_is_valid_where_missing_pixels_are_declared(tmp_path):
     values = decibel(6, 6)
     values[0], values[1] = 0, -99
-    _, valid = whole(SarRaster(write(tmp_path / "scene.tif", values, nodata=-99), DB))
+    _, valid = whole(opened(write(tmp_path / "scene.tif", values, nodata=-99), DB))
     assert valid[0].all() and not valid[1].any() and valid[2:].all()
 
 
@@ -197,22 +184,22 @@ def test_valid_is_exact(tmp_path, kind):
     expected = random.random((40, 50)) < 0.7
     if kind == "alpha":
         pixels = np.stack([random.integers(0, 256, (40, 50)), expected * 255]).astype(np.uint8)
-        raster = SarRaster(write(tmp_path / "scene.tif", pixels, alpha="YES"), DISPLAY)
+        raster = opened(write(tmp_path / "scene.tif", pixels, alpha="YES"), DISPLAY)
     elif kind == "alpha of floats":
         pixels = np.stack([*decibel(2, 40, 50), expected]).astype(np.float32)
         scene = write(tmp_path / "scene.tif", pixels, photometric="minisblack")
         with rasterio.open(scene, "r+") as file:
             file.colorinterp = [ColorInterp.gray, ColorInterp.undefined, ColorInterp.alpha]
-        raster = SarRaster(scene, {"units": "db"} | TWO)
+        raster = opened(scene, {"units": "db"} | TWO)
     elif kind == "mask":
         pixels = random.integers(0, 256, (40, 50), dtype=np.uint8)
-        raster = SarRaster(write(tmp_path / "scene.tif", pixels, mask=expected), DISPLAY)
+        raster = opened(write(tmp_path / "scene.tif", pixels, mask=expected), DISPLAY)
     else:
         pixels = 10 ** (decibel(2, 40, 50) / 10)
         fill = {"nan": np.nan, "declared": 7.5, "one band": 7.5, "zero": 0}[kind]
         pixels[0 if kind == "one band" else slice(None), ~expected] = fill
         nodata = {"nodata": 7.5} if fill == 7.5 else {}
-        raster = SarRaster(write(tmp_path / "scene.tif", pixels, **nodata), {"units": "db"} | TWO, "power")
+        raster = opened(write(tmp_path / "scene.tif", pixels, **nodata), {"units": "db"} | TWO, "power")
     sar, valid = whole(raster)
     np.testing.assert_array_equal(valid, expected)
     assert np.isfinite(sar).all() and sar.shape[1:] == valid.shape
@@ -223,7 +210,7 @@ def test_valid_is_exact(tmp_path, kind):
 def test_a_scene_without_a_valid_pixel_opens_as_all_masked(tmp_path, sar_transform, fill):
     scene = write(tmp_path / "scene.tif", np.full((90, 80), fill, np.float32), nodata=fill)
     for units in (None, sar_transform["units"]):
-        raster = SarRaster(scene, sar_transform, units)
+        raster = opened(scene, sar_transform, units)
         sar, valid = raster.read(Box(10, 20, 50, 80))
         assert raster.units == sar_transform["units"] and not valid.any()
         assert sar.shape == (1, 40, 60) and (sar == -1).all()
@@ -233,7 +220,7 @@ def test_a_scene_without_a_valid_pixel_opens_as_all_masked(tmp_path, sar_transfo
 def test_units_are_found_in_pixels_between_the_sampled_windows(tmp_path, fill):
     pixels = np.full((1100, 1500), fill, np.float32)
     pixels[650:656, 710:720] = decibel(6, 10)
-    raster = SarRaster(write(tmp_path / "scene.tif", pixels), DB)
+    raster = opened(write(tmp_path / "scene.tif", pixels), DB)
     first = raster._samples()[0]
     assert all(box.common(Box(650, 710, 656, 720)) is None for box in first) and len(first) == 64
     assert raster.units == "db" and raster.read(Box(640, 690, 670, 730))[1].sum() == 60
@@ -244,7 +231,7 @@ def test_power_that_noise_removal_left_negative_is_dark_and_valid(tmp_path):
     power[:3] = -0.001  # over water a window can hold nothing else
     scene = write(tmp_path / "scene.tif", power)
     for sar_transform in (DB, POWER, AMPLITUDE):
-        raster = SarRaster(scene, sar_transform, "power")
+        raster = opened(scene, sar_transform, "power")
         sar, valid = raster.read(Box(0, 0, 3, 10))
         assert valid.all() and (sar == -1).all()
         np.testing.assert_allclose(raster.read(Box(3, 0, 10, 10))[0], 1 / 3, atol=1e-6)
@@ -291,13 +278,13 @@ def test_polarisations_in_descriptions():
 def test_chosen_bands_are_read_in_the_order_of_the_model(tmp_path):
     values = decibel(3, 9, 9)
     scene = write(tmp_path / "scene.tif", values, names=("VH", "Sigma0_VV", "angle"))
-    straight = whole(SarRaster(write(tmp_path / "two.tif", values[[1, 0]]), {"units": "db"} | TWO))[0]
-    by_model = SarRaster(scene, {"units": "db", "bands": ["VV", "VH"]} | TWO)
+    straight = whole(opened(write(tmp_path / "two.tif", values[[1, 0]]), {"units": "db"} | TWO))[0]
+    by_model = opened(scene, {"units": "db", "bands": ["VV", "VH"]} | TWO)
     np.testing.assert_array_equal(whole(by_model)[0], straight)
     assert by_model.polarisations == ["VV", "VH"]
     for bands in (["VV", "VH"], ["2", "1"], ["sigma0_vv", "1"]):
-        np.testing.assert_array_equal(whole(SarRaster(scene, {"units": "db"} | TWO, bands=bands))[0], straight)
-    twice = SarRaster(scene, {"units": "db"} | TWO, bands=["1", "1"])
+        np.testing.assert_array_equal(whole(opened(scene, {"units": "db"} | TWO, bands=bands))[0], straight)
+    twice = opened(scene, {"units": "db"} | TWO, bands=["1", "1"])
     assert (whole(twice)[0][2] == -1).all()  # a ratio of 0 dB
 
 
@@ -320,7 +307,7 @@ def test_chosen_bands_are_read_in_the_order_of_the_model(tmp_path):
 )
 def test_origin_counts_pixels_and_moves_with_a_crop(tmp_path, grid, expected):
     pixels = np.ones((6, 8), np.uint8)
-    raster = SarRaster(write(tmp_path / "scene.tif", pixels, transform=grid), DISPLAY)
+    raster = opened(write(tmp_path / "scene.tif", pixels, transform=grid), DISPLAY)
     assert raster.origin == expected and raster.size == (6, 8)
     if not grid.is_identity:
         assert raster.place == {"crs": rasterio.CRS.from_epsg(32631), "transform": grid}
@@ -328,19 +315,19 @@ def test_origin_counts_pixels_and_moves_with_a_crop(tmp_path, grid, expected):
         return
     for row, column in ((1, 1), (7, 3), (12345, 54321), (-90, -1000)):
         crop = write(tmp_path / "crop.tif", pixels, transform=grid @ Affine.translation(column, row))
-        assert SarRaster(crop, DISPLAY).origin == (expected[0] + row, expected[1] + column)
+        assert opened(crop, DISPLAY).origin == (expected[0] + row, expected[1] + column)
 
 
 def test_places_without_a_transform(tmp_path):
     pixels, none = np.ones((6, 8), np.uint8), {"crs": None, "transform": None}
-    bare = SarRaster(write(tmp_path / "bare.tif", pixels, **none), DISPLAY)
+    bare = opened(write(tmp_path / "bare.tif", pixels, **none), DISPLAY)
     assert bare.place == {} and bare.origin == (0, 0)
     corners = [GroundControlPoint(r, c, 3 + c / 1e4, 36 - r / 1e4) for r in (0, 6) for c in (0, 8)]
     points = write(tmp_path / "gcps.tif", pixels, **none | {"gcps": corners, "crs": "EPSG:4326"})
-    raster = SarRaster(points, DISPLAY)
+    raster = opened(points, DISPLAY)
     assert raster.origin == (0, 0) and raster.place["crs"] == "EPSG:4326" and "transform" not in raster.place
     assert [(g.row, g.col, g.x, g.y) for g in raster.place["gcps"]] == [(g.row, g.col, g.x, g.y) for g in corners]
-    no_crs = SarRaster(write(tmp_path / "no_crs.tif", pixels, crs=None), DISPLAY)
+    no_crs = opened(write(tmp_path / "no_crs.tif", pixels, crs=None), DISPLAY)
     assert no_crs.place == {"crs": None, "transform": UTM["transform"]} and no_crs.origin == (-400_000, 50_000)
 
 
@@ -372,7 +359,7 @@ def test_a_target_ends_where_it_stands_after_warping(tmp_path, resolution, kind,
         places = [UTM["transform"] @ (column + 0.5, row + 0.5) for row, column in TARGETS]
         x, y = to_crs("EPSG:32631", "EPSG:32630", *zip(*places, strict=True))
     sar_transform = (DISPLAY if units == "display" else DB) | {"bands": ["VV"]}
-    raster = SarRaster(scene, sar_transform, crs="EPSG:32630", resolution=resolution)
+    raster = opened(scene, sar_transform, crs="EPSG:32630", resolution=resolution)
     sar, valid = whole(raster)
     place = raster.place
     assert set(place) == {"crs", "transform"} and place["crs"] == "EPSG:32630" and raster.units == units
@@ -414,7 +401,7 @@ def test_missing_pixels_stay_missing_and_leave_no_rim(tmp_path, dtype, options, 
     units = "db" if dtype in ("float32", "int16") else "display"
     scene = write(tmp_path / "scene.tif", pixels.astype(dtype), names=("VH", "VV"), scaling=scaling, **options)
     sar_transform = {"units": units, "channels": [0, 1], "bands": ["VV", "VH"]}
-    raster = SarRaster(scene, sar_transform, units, crs="EPSG:32630", resolution=resolution)
+    raster = opened(scene, sar_transform, units, crs="EPSG:32630", resolution=resolution)
     sar, valid = whole(raster)
     assert raster.polarisations == ["VV", "VH"]
     expected = {"uint8": 100 / 255 * 2 - 1, "uint16": 100 / 65535 * 2 - 1}.get(dtype, (-12 + 30) / 15 - 1)
@@ -440,19 +427,19 @@ def test_warping_that_cannot_be(tmp_path):
     bare = write(tmp_path / "bare.tif", np.ones((8, 8), np.uint8), crs=None, transform=None)
     for crs in ("banana", "EPSG:99999"):
         with pytest.raises(ValueError, match=rf"crs is '{crs}'"):
-            SarRaster(scene, DISPLAY, crs=crs)
+            opened(scene, DISPLAY, crs=crs)
     for resolution in (0, -10, float("nan")):
         with pytest.raises(ValueError, match=f"resolution is {resolution}"):
-            SarRaster(scene, DISPLAY, resolution=resolution)
+            opened(scene, DISPLAY, resolution=resolution)
     with pytest.raises(ValueError, match=r"bare\.tif: neither a coordinate system"):
-        SarRaster(bare, DISPLAY, crs="EPSG:32631")
+        opened(bare, DISPLAY, crs="EPSG:32631")
 
 
 def test_resolution_alone_keeps_the_coordinate_system_and_tags(tmp_path):
     scene = write(tmp_path / "scene.tif", np.full((40, 60), 9, np.uint8))
     with rasterio.open(scene, "r+") as file:
         file.update_tags(PRODUCT="S1A")
-    raster = SarRaster(scene, DISPLAY, resolution=20)
+    raster = opened(scene, DISPLAY, resolution=20)
     assert raster.tags["PRODUCT"] == "S1A"
     assert raster.size == (20, 30) and raster.place == {"crs": "EPSG:32631", "transform": from_origin(5e5, 4e6, 20, 20)}
     assert whole(raster)[1].all() and raster.origin == (-200_000, 25_000)
@@ -468,7 +455,7 @@ def test_truncated_files_are_named(tmp_path, layout, kept):
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[: kept if isinstance(kept, int) else int(kept * size)])
     with pytest.raises(OSError, match=r"cut\.tif: not a readable GeoTIFF"):
-        whole(SarRaster(path, DB, "db"))
+        whole(opened(path, DB, "db"))
 
 
 def test_other_formats_are_refused(tmp_path):
@@ -479,7 +466,7 @@ def test_other_formats_are_refused(tmp_path):
     (tmp_path / "folder.tif").mkdir()
     for name in ("png", "vrt", "folder", "absent"):
         with pytest.raises(OSError, match=rf"{name}\.tif: not a readable GeoTIFF"):
-            SarRaster(tmp_path / f"{name}.tif", DISPLAY)
+            opened(tmp_path / f"{name}.tif", DISPLAY)
 
 
 # windows
@@ -496,9 +483,9 @@ def rasters(tmp_path_factory) -> dict:
     scene = write(folder / "scene.tif", 10 ** (values / 10), **layout)
     model = {"units": "db"} | TWO
     made = {
-        "plain": SarRaster(scene, model, "power"),
-        "despeckled": SarRaster(scene, model, "power", despeckle=True),
-        "warped": SarRaster(scene, model, "power", crs="EPSG:32630", resolution=12),
+        "plain": opened(scene, model, "power"),
+        "despeckled": opened(scene, model, "power", despeckle=True),
+        "warped": opened(scene, model, "power", crs="EPSG:32630", resolution=12),
     }
     return {name: (raster, *whole(raster)) for name, raster in made.items()}
 
@@ -532,16 +519,16 @@ def test_speckle_is_filtered_in_power_whatever_the_units(tmp_path):
     for units, values in forms.items():
         scene = write(tmp_path / f"{units}.tif", values)
         for model in ("db", "power", "amplitude"):
-            sar, _ = whole(SarRaster(scene, {"units": model} | TWO, units, despeckle=True))
+            sar, _ = whole(opened(scene, {"units": model} | TWO, units, despeckle=True))
             np.testing.assert_allclose(sar, expected, atol=1e-4)
     with pytest.raises(ValueError, match="speckle"):
-        SarRaster(write(tmp_path / "8.tif", np.ones((8, 8), np.uint8)), DISPLAY, despeckle=True)
+        opened(write(tmp_path / "8.tif", np.ones((8, 8), np.uint8)), DISPLAY, despeckle=True)
 
 
 def test_a_filtered_window_of_missing_pixels_has_its_size(tmp_path):
     values = decibel(50, 50)
     values[:, 20:] = np.nan
-    raster = SarRaster(write(tmp_path / "scene.tif", values), DB, despeckle=True)
+    raster = opened(write(tmp_path / "scene.tif", values), DB, despeckle=True)
     for box in (Box(10, 30, 40, 45), Box(10, 21, 40, 45)):  # the second's surroundings hold valid pixels
         sar, valid = raster.read(box)
         assert sar.shape == (1, *box.size) and valid.shape == box.size and not valid.any()
@@ -557,7 +544,7 @@ def test_real_scenes_are_found_to_be_decibel_and_valid():
     found = sorted(SCENES.glob("*_db.tif"))
     assert found
     for path in found:
-        raster = SarRaster(path, DB | {"bands": ["VV"]})
+        raster = opened(path, DB | {"bands": ["VV"]})
         sar, valid = whole(raster)
         with rasterio.open(path) as file:
             values, mask = file.read(1), file.read_masks(1) > 0
@@ -571,17 +558,17 @@ def test_real_scenes_are_found_to_be_decibel_and_valid():
 def test_real_scenes_that_no_backscatter_model_reads():
     for path in sorted(SCENES.glob("*_eo.tif")):
         with pytest.raises(ValueError, match=path.name):
-            SarRaster(path, DB)
+            opened(path, DB)
         with pytest.raises(ValueError, match="display|not certain"):
-            SarRaster(path, DB, bands=["1"])
+            opened(path, DB, bands=["1"])
 
 
 @real
 def test_real_scene_warped_and_back():
     path = SCENES / "s1_grd_gamma0_vv_db_utm31n.tif"
-    raster = SarRaster(path, DB, crs="EPSG:4326")
+    raster = opened(path, DB, crs="EPSG:4326")
     sar, valid = whole(raster)
-    plain, mask = whole(SarRaster(path, DB))
+    plain, mask = whole(opened(path, DB))
     with rasterio.open(path) as file:
         points = [(60, 80), (110, 130), (150, 200)]
         lon, lat = to_crs(file.crs, "EPSG:4326", *zip(*(file.xy(*point) for point in points), strict=True))

@@ -22,25 +22,13 @@ from c_diffset.cli import main
 from c_diffset.inference.scene import SceneOptions, translate_scene, work_folder
 from c_diffset.inference.translate import translate
 from tests.conftest import copying_pipe
+from tests.helpers import write_raster
 from tests.sar.test_safe import make_safe
 
 SCENES = Path(__file__).parents[3] / "shared/data/scenes"
 UTM = {"crs": "EPSG:32631", "transform": from_origin(500_000, 4_000_005, 10, 10)}
 DECIBEL = {"units": "db", "range": [-30.0, 0.0], "channels": [0, 0, 0], "bands": ["VV"]}
 SMALL = SceneOptions(num_inference_steps=1, tile_size=64, overlap=16)
-
-
-def write_scene(path: Path, pixels: np.ndarray, names=None, **options) -> Path:
-    """Bands x H x W, or H x W, as a GeoTIFF."""
-    bands = pixels.reshape(-1, *pixels.shape[-2:])
-    size = {"count": len(bands), "height": bands.shape[1], "width": bands.shape[2], "dtype": bands.dtype}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        with rasterio.open(path, "w", driver="GTiff", **size | options) as raster:
-            raster.write(bands)
-            if names:
-                raster.descriptions = names
-    return path
 
 
 def display(height: int, width: int) -> np.ndarray:
@@ -52,7 +40,7 @@ def scene(tmp_path) -> Path:
     """A display scene of 150 x 700 px in UTM, nodata 0 in a corner."""
     pixels = display(150, 700)
     pixels[:80, :600] = 0
-    return write_scene(tmp_path / "scene.tif", pixels, ("VV",), nodata=0, **UTM)
+    return write_raster(tmp_path / "scene.tif", pixels, ("VV",), nodata=0, **UTM)
 
 
 def read(path: Path) -> tuple[np.ndarray, dict]:
@@ -117,7 +105,7 @@ def test_a_target_ends_where_it_stands(tmp_path):
     places = [(7, 11), (64, 200), (111, 111), (229, 299), (150, 63)]
     for row, column in places:
         pixels[row, column] = 255
-    scene = write_scene(tmp_path / "scene.tif", pixels, **UTM)
+    scene = write_raster(tmp_path / "scene.tif", pixels, **UTM)
     outputs = translate_scene(scene, copying_pipe(), tmp_path / "out", SMALL)
     with rasterio.open(outputs.eo) as eo, rasterio.open(scene) as sar:
         image = eo.read().astype(int).sum(axis=0)
@@ -130,22 +118,24 @@ def test_a_target_ends_where_it_stands(tmp_path):
 
 def test_a_scene_cut_by_eight_pixels_shows_the_same(make_pipe, tmp_path):
     pixels, pipe = display(260, 240), make_pipe("tiny")
-    whole = translate_scene(write_scene(tmp_path / "whole.tif", pixels, **UTM), pipe, tmp_path / "out", SMALL)
+    whole = translate_scene(write_raster(tmp_path / "whole.tif", pixels, **UTM), pipe, tmp_path / "out", SMALL)
     place = {"crs": UTM["crs"], "transform": UTM["transform"] @ UTM["transform"].translation(8, 8)}
-    cut = translate_scene(write_scene(tmp_path / "cut.tif", pixels[8:, 8:], **place), pipe, tmp_path / "out", SMALL)
+    cut = translate_scene(write_raster(tmp_path / "cut.tif", pixels[8:, 8:], **place), pipe, tmp_path / "out", SMALL)
     (whole_eo, _), (cut_eo, _) = read(whole.eo), read(cut.eo)
     difference = np.abs(whole_eo[:, 8:, 8:].astype(int) - cut_eo)
     assert difference[:, 112:, 112:].max() <= 1  # two tiles from the cut
     assert (difference[:, :64] > 1).any()  # at the cut itself the model sees less
     alike = place | {"transform": UTM["transform"]}  # the same pixels, said to lie elsewhere: other noise
-    other = translate_scene(write_scene(tmp_path / "other.tif", pixels[8:, 8:], **alike), pipe, tmp_path / "out", SMALL)
+    other = translate_scene(
+        write_raster(tmp_path / "other.tif", pixels[8:, 8:], **alike), pipe, tmp_path / "out", SMALL
+    )
     assert np.abs(read(other.eo)[0].astype(int) - cut_eo).mean() > 1
 
 
 def test_ground_control_points_are_kept_or_warped(make_pipe, tmp_path):
     corners = [(0, 0, 3.0, 36.1), (0, 300, 3.03, 36.1), (200, 0, 3.0, 36.08), (200, 300, 3.03, 36.08)]
     gcps = [GroundControlPoint(row, column, x, y) for row, column, x, y in corners]
-    scene = write_scene(tmp_path / "scene.tif", display(200, 300), gcps=gcps, crs="EPSG:4326")
+    scene = write_raster(tmp_path / "scene.tif", display(200, 300), gcps=gcps, crs="EPSG:4326")
     pipe = make_pipe("tiny")
     kept = translate_scene(scene, pipe, tmp_path / "kept", SMALL, stac=True)
     assert read(kept.eo)[1] == read(scene)[1] and read(kept.confidence)[1] == read(scene)[1]
@@ -177,11 +167,11 @@ def test_a_sentinel_1_product(make_pipe, tmp_path):
 
 def test_without_coordinates_or_without_data_there_is_a_warning(make_pipe, tmp_path):
     pipe = make_pipe("tiny")
-    bare = write_scene(tmp_path / "bare.tif", display(70, 70))
+    bare = write_raster(tmp_path / "bare.tif", display(70, 70))
     with pytest.warns(UserWarning, match="no coordinate system"):
         outputs = translate_scene(bare, pipe, tmp_path / "out", SMALL)
     assert read(outputs.eo)[1]["crs"] is None and read(outputs.eo)[0].any()
-    empty = write_scene(tmp_path / "empty.tif", np.zeros((600, 700), np.uint8), nodata=0, **UTM)
+    empty = write_raster(tmp_path / "empty.tif", np.zeros((600, 700), np.uint8), nodata=0, **UTM)
     with pytest.warns(UserWarning, match="no valid pixel"):
         outputs = translate_scene(empty, pipe, tmp_path / "out", SMALL)
     with rasterio.open(outputs.eo) as raster:
@@ -194,10 +184,10 @@ def test_wrong_scenes_do_not_stop_the_others_and_leave_nothing(make_pipe, tmp_pa
     decibel = np.random.default_rng(0).uniform(-25, -5, (3, 90, 100)).astype(np.float32)
     folder = tmp_path / "sar"
     folder.mkdir()
-    write_scene(folder / "a.tif", decibel[:2], ("VV", "VH"), **UTM)
-    write_scene(folder / "bands.tif", decibel, **UTM)
-    write_scene(folder / "units.tif", 10 ** (decibel[:1] / 10), ("VV",), **UTM)
-    write_scene(
+    write_raster(folder / "a.tif", decibel[:2], ("VV", "VH"), **UTM)
+    write_raster(folder / "bands.tif", decibel, **UTM)
+    write_raster(folder / "units.tif", 10 ** (decibel[:1] / 10), ("VV",), **UTM)
+    write_raster(
         folder / "cut.tif", np.random.default_rng(0).normal(-12, 3, (1, 900, 900)).astype(np.float32), ("VV",), **UTM
     )
     (folder / "cut.tif").write_bytes((folder / "cut.tif").read_bytes()[:2_000_000])
@@ -249,7 +239,7 @@ def test_the_manifest_and_what_is_kept(make_pipe, tmp_path, scene, capsys):
 
 def test_a_full_disk_is_said_and_leaves_nothing(make_pipe, tmp_path):
     make_pipe("tiny").save_pretrained(tmp_path / "model")
-    scene = write_scene(tmp_path / "scene.tif", display(700, 700), **UTM)
+    scene = write_raster(tmp_path / "scene.tif", display(700, 700), **UTM)
     for limit in (200_000, 1_000_000):  # the canvas, then the image
         out = tmp_path / f"out{limit}"
         command = [sys.executable, "-m", "c_diffset", "translate", str(scene), "--model", str(tmp_path / "model")]
@@ -282,7 +272,7 @@ def test_a_warped_scene_through_the_command(make_pipe, scene, tmp_path, capsys):
 def test_wide_strips_are_read_once(make_pipe, tmp_path):
     pixels = display(70, 1100)
     for name, layout in (("strips", {"blockysize": 1}), ("tiles", {"tiled": True, "blockxsize": 64, "blockysize": 64})):
-        write_scene(tmp_path / f"{name}.tif", pixels, ("VV",), nodata=0, compress="deflate", **layout, **UTM)
+        write_raster(tmp_path / f"{name}.tif", pixels, ("VV",), nodata=0, compress="deflate", **layout, **UTM)
         translate_scene(tmp_path / f"{name}.tif", make_pipe("tiny"), tmp_path / "out", SMALL)
     (strips, place), (tiles, tiles_place) = (read(tmp_path / f"out/{name}.tif") for name in ("strips", "tiles"))
     np.testing.assert_array_equal(strips, tiles)
@@ -329,9 +319,9 @@ def test_a_file_beside_the_scene_that_is_no_tiff_is_refused(make_pipe, scene, tm
 def test_a_failure_of_any_kind_does_not_end_the_others(make_pipe, scene, tmp_path, capsys):
     make_pipe("tiny").save_pretrained(tmp_path / "model")
     flat = {"crs": "EPSG:32631", "transform": rasterio.Affine(0, 0, 5e5, 0, 0, 4e6)}
-    write_scene(tmp_path / "flat.tif", display(40, 40), **flat)
+    write_raster(tmp_path / "flat.tif", display(40, 40), **flat)
     points = [GroundControlPoint(0, 0, 3.0, 36.1), GroundControlPoint(40, 40, 3.1, 36.0)]
-    write_scene(tmp_path / "points.tif", display(40, 40), gcps=points, crs="EPSG:4326")
+    write_raster(tmp_path / "points.tif", display(40, 40), gcps=points, crs="EPSG:4326")
     options = {"num_inference_steps": 1, "tile_size": 64, "overlap": 16, "stac": True}
     paths = [str(tmp_path / "flat.tif"), str(tmp_path / "points.tif"), str(scene)]
     result = translate(paths, str(tmp_path / "model"), str(tmp_path / "out"), **options)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c_diffset.inference.tiles import Box, TileGrid, blocks_of, tile_spans, tile_weights
+from c_diffset.inference.tiles import Box, Tiling, blocks_of, tile_spans, tile_weights
 
 
 @st.composite
@@ -20,7 +20,7 @@ def grids(draw):
     ]
     height, width, top, left = (value * multiple for value in values)
     overlap = draw(st.integers(0, tile // 2))
-    return TileGrid((top, left), (height, width), tile * multiple, overlap * multiple, multiple)
+    return Tiling((top, left), (height, width), tile * multiple, overlap * multiple, multiple)
 
 
 @given(grids())
@@ -46,7 +46,7 @@ def test_a_part_of_a_scene_has_the_same_tiles_inside(grid, top, left):
     top, left = (
         min(cut * grid.multiple, side - grid.multiple) for cut, side in zip((top, left), grid.size, strict=True)
     )
-    part = TileGrid(
+    part = Tiling(
         (grid.origin[0] + top, grid.origin[1] + left),
         (grid.size[0] - top, grid.size[1] - left),
         grid.tile,
@@ -77,7 +77,7 @@ def test_blending_is_the_weighted_mean_of_the_tiles_that_there_are(grid, data):
             grid.blend(box, there, tiles.__getitem__)
 
 
-def weights_of(grid: TileGrid, number: int) -> np.ndarray:
+def weights_of(grid: Tiling, number: int) -> np.ndarray:
     return tile_weights(*grid.boxes[number].size, grid.overlap)
 
 
@@ -99,5 +99,5 @@ def test_blocks_cover_a_rectangle_on_the_ground_wherever_it_is(grid):
 
 
 def test_a_finer_grid_has_the_same_tiles():
-    grid = TileGrid((-5, 3), (30, 21), 8, 2)
+    grid = Tiling((-5, 3), (30, 21), 8, 2)
     assert grid.scaled(4).boxes == [box.scaled(4) for box in grid.boxes]

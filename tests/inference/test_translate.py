@@ -119,7 +119,8 @@ def test_another_autoencoder_gives_what_a_pipeline_with_it_gives(make_pipe, imag
         out = tmp_path / name
         where = ["--model", str(tmp_path / model), "--output", str(out)]
         assert main(["translate", str(images / "a.png"), *where, *options]) == 0
-        files[name] = (out / "a.png").read_bytes()
+        with PIL.Image.open(out / "a.png") as image:
+            files[name] = image.tobytes()
     assert files["other"] == files["by_hand_out"] != files["own"]
 
 

@@ -1,0 +1,82 @@
+"""What finished outputs say of how they were made, each by itself, and all of them in the manifest of their folder."""
+
+import json
+import time
+from pathlib import Path
+
+import PIL.Image
+
+from c_diffset.files import file_sha256
+from c_diffset.inference.inputs import Outputs, is_raster
+from c_diffset.sar.gdal import open_raster
+
+TAG = "SETTINGS"  # of TIFF and PNG; a JPEG has them as its comment
+
+
+def settings_in(path: Path) -> dict | None:
+    """The settings that a finished image was made with; None where it does not say."""
+    try:
+        if is_raster(path):
+            with open_raster(path) as raster:
+                text = raster.tags().get(TAG)
+        else:
+            with PIL.Image.open(path, formats=("PNG", "JPEG")) as image:
+                text = image.info.get(TAG) or image.info.get("comment")
+        settings = json.loads(text or "null")
+    except Exception:  # whatever it is, a file that cannot be read says nothing
+        return None
+    return settings if isinstance(settings, dict) else None
+
+
+def conflict(outputs: Outputs, settings: dict, overwrite: bool) -> str | None:
+    """Why outputs cannot be completed: some are there, and nothing says that they are from the same settings."""
+    if overwrite or settings_in(outputs.eo) == settings:
+        return None
+    for file in outputs.files:
+        if file.exists() and settings_in(file) != settings:
+            return f"{file} is there already, and nothing says that it is from these settings: --overwrite redoes it"
+    return None
+
+
+class Manifest:
+    """A file with one line of JSON for every finished input, which only ever grows.
+
+    Args:
+        path: the file; lines of it that are no such JSON are left alone.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.known, self.torn = path, set(), False
+        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+            self.torn = not line.endswith(b"\n")
+            try:
+                entry = json.loads(line)
+                self.known.add(self._key(entry["input"], entry["outputs"], entry["settings"]))
+            except (ValueError, TypeError, KeyError, RecursionError):
+                continue  # such as the rest of a line whose writing was interrupted
+
+    @staticmethod
+    def _key(source: str, outputs, settings: dict) -> tuple:
+        return source, frozenset(outputs), json.dumps(settings, sort_keys=True)
+
+    def add(self, source: Path, outputs: Outputs, settings: dict, seconds: float | None = None) -> None:
+        """Add the line of a finished input; `seconds` is null where an earlier command was stopped before it did so."""
+        line = {
+            "input": str(source),
+            "outputs": {file.name: f"sha256:{file_sha256(file)}" for file in outputs.files},
+            "seconds": None if seconds is None else round(seconds, 3),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "settings": settings,
+        }
+        with open(self.path, "ab") as file:
+            file.write(b"\n" * self.torn + json.dumps(line).encode() + b"\n")
+        self.torn = False
+
+    def complete(self, source: Path, outputs: Outputs, settings: dict) -> None:
+        """Add the line of an input that was finished earlier, if it is missing."""
+        names = [file.name for file in outputs.files]
+        if self._key(str(source), names, settings) not in self.known:
+            self.add(source, outputs, settings)
