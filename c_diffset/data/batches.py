@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
 from c_diffset.data.pairs import Pair, read_pair
-from c_diffset.pipelines.pipeline_cdiffset import sar_to_tensor
+from c_diffset.sar.radiometry import measured, to_model
 
 FLIPS_AND_TURNS = 8
 T = TypeVar("T")
@@ -60,19 +60,29 @@ def eo_to_tensor(eo: np.ndarray) -> torch.Tensor:
 
 
 def pair_to_tensors(pair: Pair, sar_transform: dict) -> dict[str, torch.Tensor]:
-    """`sar` C x H x W and `eo` 3 x H x W in [-1, 1], and `mask` 1 x H x W in {0, 1} where the pair has one."""
+    """`sar` C x H x W and `eo` 3 x H x W in [-1, 1], and perhaps `mask` 1 x H x W in {0, 1}.
+
+    The mask joins that of the pair with what cannot be a measurement in the units of the model, as in scenes.
+    """
+    mask = measured(np.moveaxis(np.atleast_3d(pair.sar), -1, 0), sar_transform.get("units"), pair.mask is not None)
     try:
-        tensors = {"sar": sar_to_tensor(pair.sar, sar_transform), "eo": eo_to_tensor(np.moveaxis(pair.eo, -1, 0))}
+        sar, mask = to_model(pair.sar, mask, sar_transform)
     except ValueError as error:
         raise ValueError(f"pair {pair.id}: {error}") from None
-    if pair.mask is not None:
-        tensors["mask"] = torch.from_numpy(pair.mask.astype(np.float32))[None]
-    return tensors
+    tensors = {"sar": torch.from_numpy(sar), "eo": eo_to_tensor(np.moveaxis(pair.eo, -1, 0))}
+    mask = mask if pair.mask is None else mask & pair.mask
+    return tensors if mask.all() else tensors | {"mask": torch.from_numpy(mask.astype(np.float32))[None]}
 
 
 def pool_mask(mask: torch.Tensor, factor: int) -> torch.Tensor:
     """Mask ... x H x W, 1 = valid, to the latent grid: one invalid pixel makes its latent pixel invalid."""
     return mask if factor == 1 else 1 - F.max_pool2d(1 - mask, factor)
+
+
+def collate(samples: list[dict]) -> dict:
+    """Samples as one batch; where some have a mask, the others are valid everywhere."""
+    masks = [sample["mask"] for sample in samples if "mask" in sample]
+    return default_collate([{"mask": torch.ones_like(masks[0])} | sample for sample in samples] if masks else samples)
 
 
 def random_crop(tensors: dict[str, torch.Tensor], size: int, rng: np.random.Generator, name: str) -> dict:
@@ -203,7 +213,7 @@ def training_loader(
     worker_init_fn: Callable | None = None,
 ) -> DataLoader:
     """Endless batches for one process, from sample number `start` (a multiple of the global batch) on."""
-    options = dict(num_workers=num_workers, pin_memory=pin_memory, worker_init_fn=worker_init_fn)
+    options = dict(collate_fn=collate, num_workers=num_workers, pin_memory=pin_memory, worker_init_fn=worker_init_fn)
     if not hasattr(samples.pairs, "__len__"):
         stream = StreamedPairs(samples, batch_size, rank, world, start, shuffle_buffer)
         return DataLoader(stream, batch_size=batch_size, **options)

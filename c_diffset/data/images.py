@@ -47,7 +47,7 @@ def read_image_and_mask(
     path, data = (None, source) if isinstance(source, bytes) else (source, None)
     if isinstance(source, Mapping):
         path, data = source.get("path"), source.get("bytes")
-    name = name or str(path or "image")
+    name = " ".join((name or str(path or "image")).split())[-500:]  # a row of a stranger may say anything
     if data is None:
         data = _read_file(os.fspath(path or ""), name)
     try:

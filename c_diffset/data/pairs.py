@@ -82,7 +82,7 @@ def _read_column(row: Mapping[str, Any], key: str) -> tuple[np.ndarray, np.ndarr
 
 
 def _name(row: Mapping[str, Any], key: str) -> str:
-    return row[key].get("path") or key
+    return " ".join((row[key].get("path") or key).split())[-300:]
 
 
 def _check_values(image: np.ndarray, mask: np.ndarray | None, name: str) -> np.ndarray:

@@ -1,9 +1,13 @@
 """The order, the crops and the noise of training samples."""
 
+import io
+import json
 from itertools import islice
 
 import numpy as np
+import PIL.Image
 import pytest
+import rasterio
 import torch
 
 from c_diffset.data.batches import (
@@ -11,11 +15,14 @@ from c_diffset.data.batches import (
     ProcessBatches,
     TrainingPairs,
     flip_and_turn,
+    pair_to_tensors,
     pool_mask,
     random_crop,
     training_loader,
 )
-from c_diffset.data.pairs import load_pairs
+from c_diffset.data.pairs import load_pairs, read_pair
+from c_diffset.inference.raster import SarRaster
+from c_diffset.inference.tiles import Box
 from c_diffset.synthetic.generate import write_pairs
 
 SAR = {"units": "display", "range": [0.0, 1.0], "channels": [0]}
@@ -122,3 +129,50 @@ def test_times_cover_the_schedule_and_noise_is_gaussian(source):
     noise = torch.stack([item["noise"] for item in drawn])
     assert min(times) < 50 and max(times) >= 950 and abs(np.mean(times) - 500) < 50
     assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("units", ["db", "power"])
+@pytest.mark.parametrize("form", ["int16 scaled", "offset", "nodata", "zero", "fill"])
+def test_a_tiff_means_the_same_in_training_and_as_a_scene(form, units, tmp_path):
+    """Scale, offset, nodata and values that are no measurements, read as a pair and as a scene."""
+    db = np.random.default_rng(0).uniform(-24, -3, (16, 16)).astype(np.float32)
+    values, profile, scale, offset = db if units == "db" else 10 ** (db / 10), {}, 1, 0
+    if form == "int16 scaled":
+        scale = 0.01 if units == "db" else 1e-4
+        values = np.rint(values / scale).astype(np.int16)
+    elif form == "offset":
+        values, offset = values + 30, -30
+    elif form == "nodata":
+        values[3:5, :7], profile = -32768, {"nodata": -32768}
+    else:
+        values[3:5, :7] = 0 if form == "zero" else -9999
+    path = tmp_path / "sar.tif"
+    shape = {"count": 1, "height": 16, "width": 16, "dtype": values.dtype}
+    with rasterio.open(path, "w", driver="GTiff", **shape, **profile) as raster:
+        raster.write(values, 1)
+        raster.scales, raster.offsets = [scale], [offset]
+    transform = {"units": units, "range": [-25.0, 0.0], "channels": [0, 0, 0]}
+    scene, valid = SarRaster(path, transform, units=units).read(Box(0, 0, 16, 16))
+    eo = io.BytesIO()
+    PIL.Image.fromarray(np.full((16, 16, 3), 9, np.uint8)).save(eo, "PNG")
+    row = {"id": "x", "sar": {"bytes": path.read_bytes(), "path": None}, "eo": {"bytes": eo.getvalue(), "path": None}}
+    tensors = pair_to_tensors(read_pair(row), transform)
+    mask = tensors["mask"][0].numpy() > 0 if "mask" in tensors else np.ones((16, 16), bool)
+    np.testing.assert_array_equal(mask, valid)
+    assert mask.sum() == (256 if form in ("int16 scaled", "offset") else 242)
+    np.testing.assert_array_equal(tensors["sar"].numpy()[:, mask], scene[:, mask])
+    assert np.abs((tensors["sar"].numpy()[0] + 1) / 2 * 25 - 25 - db)[mask].max() < (0.1 if units == "power" else 0.01)
+
+
+def test_pairs_with_and_without_a_mask_share_a_batch(tmp_path):
+    folder = write_pairs(tmp_path, 4, size=32)
+    lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    mask = np.full((32, 32), 255, np.uint8)
+    mask[3, 3] = 0
+    PIL.Image.fromarray(mask).save(folder / "mask.png")
+    lines[0]["mask_file_name"] = "mask.png"
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (batch,) = take(training_loader(samples(tmp_path, crop_size=32), batch_size=4), 1)
+    assert batch["mask"].shape == (4, 1, 32, 32)
+    assert sorted((1 - batch["mask"]).sum((1, 2, 3)).tolist()) == [0, 0, 0, 1]

@@ -1,18 +1,21 @@
 """Every published layout, in miniature, through `prepare` and back through `load_pairs`."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 import rasterio
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 
 from c_diffset.data.images import read_image
-from c_diffset.data.layouts import LAYOUTS, SEN12MS_HOLD_OUT
+from c_diffset.data.layouts import LAYOUTS, SEN12MS_HOLD_OUT, _open_tiff
 from c_diffset.data.pairs import list_splits, load_pairs, read_pair
 from c_diffset.data.prepare import prepare
 from c_diffset.files import locked
+from c_diffset.synthetic.generate import write_pairs
 
 RNG = np.random.default_rng(0)
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -241,3 +244,82 @@ def test_wrong_source_is_refused(layout, tmp_path):
 def test_unknown_layout_is_refused(tmp_path):
     with pytest.raises(ValueError, match="unknown layout 'sen2'; known: sen1-2, sen12ms"):
         prepare("sen2", tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("layout", ["folders", "csv"])
+def test_every_image_of_a_pair_is_copied(layout, tmp_path):
+    write_pairs(tmp_path / "in", 4, size=32, discrepancy=0.1)
+    source = tmp_path / "in" / "train"
+    if layout == "csv":
+        rows = [json.loads(line) for line in (source / "metadata.jsonl").read_text().splitlines()]
+        lines = [
+            ",".join([row["id"], *(row[f"{key}_file_name"] for key in ("sar", "eo", "discrepancy"))]) for row in rows
+        ]
+        (source / "metadata.jsonl").unlink()
+        source = source / "pairs.csv"
+        source.write_text("\n".join(["id,sar,eo,discrepancy", *lines]))
+    prepare(layout, source, tmp_path / "out", fractions=(1, 0, 0), progress=False)
+    shutil.rmtree(tmp_path / "in")
+    pairs = [read_pair(row) for row in load_pairs(tmp_path / "out")]
+    assert len(pairs) == 4 and all(pair.discrepancy.any() for pair in pairs)
+    assert str(tmp_path) not in (tmp_path / "out" / "train" / "metadata.jsonl").read_text()
+
+
+def test_embedded_images_need_no_preparing(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    write_png(tmp_path / "a.png", 3)
+    image = {"bytes": (tmp_path / "a.png").read_bytes(), "path": None}
+    (tmp_path / "in").mkdir()
+    Dataset.from_dict({"sar": [image], "eo": [image]}).to_parquet(tmp_path / "in" / "train.parquet")
+    with pytest.raises(ValueError, match="holds its images inside"):
+        prepare("folders", tmp_path / "in", tmp_path / "out", progress=False)
+
+
+def make_layout(layout, source):
+    """A tiny data set of a layout, and one of its SAR images."""
+    if layout == "sen1-2":
+        make_sen12(source, scenes=3, patches=1)
+        return source / "ROIs1158_spring" / "s1_0" / "ROIs1158_spring_s1_0_p0.png"
+    if layout == "sen12ms":
+        for scene in (1, 2, 3):
+            for side, bands in (("s1", backscatter()), ("s2", RNG.integers(1, 3000, (13, 8, 8), dtype=np.uint16))):
+                write_tif(source / f"ROIs1970_fall_{side}_{scene}_p1.tif", bands)
+        return source / "ROIs1970_fall_s1_1_p1.tif"
+    if layout == "spacenet6":
+        for product, bands in (("SAR-Intensity", backscatter(4)), ("PS-RGB", np.ones((3, 8, 8), np.uint8))):
+            for tile in range(3):
+                grid = {"transform": rasterio.Affine(0.5, 0, 590_100 + 1000 * tile, 0, -0.5, 0), "crs": "EPSG:32631"}
+                write_tif(source / product / f"SN6_Train_AOI_11_Rotterdam_{product}_1_2_tile_{tile}.tif", bands, **grid)
+        return source / "SAR-Intensity" / "SN6_Train_AOI_11_Rotterdam_SAR-Intensity_1_2_tile_0.tif"
+    folders = {"qxs-saropt": ["sar_256_oc_0.2", "opt_256_oc_0.2"], "sar2opt": ["trainA", "trainB", "testA", "testB"]}
+    for folder in folders.get(layout, ["sar", "eo"]):
+        for i in range(3):
+            write_png(source / folder / f"{i}.png", 1 if folder in ("sar_256_oc_0.2", "trainA", "testA", "sar") else 3)
+    return source / folders.get(layout, ["sar"])[0] / "0.png"
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "csv"])
+def test_no_layout_copies_what_a_link_names_outside(layout, tmp_path):
+    image = make_layout(layout, tmp_path / "in")
+    prepare(layout, tmp_path / "in", tmp_path / "out", progress=False)
+    image.rename(tmp_path / f"private{image.suffix}")
+    image.symlink_to(tmp_path / f"private{image.suffix}")
+    with pytest.raises(ValueError, match=f"{image.name}' lies outside"):
+        prepare(layout, tmp_path / "in", tmp_path / "again", progress=False)
+    assert not (tmp_path / "again").exists()
+
+
+def test_files_beside_a_tiff_are_not_opened(tmp_path):
+    """A mask beside a TIFF may be a virtual raster, which reads any file and any address."""
+    image = make_layout("spacenet6", tmp_path / "in")
+    Path(f"{image}.msk").write_text("<VRTDataset rasterXSize='8' rasterYSize='8'></VRTDataset>")
+    with _open_tiff(image) as raster:
+        assert raster.files == [str(image)]
+
+
+@pytest.mark.parametrize("text", ["1_2\n", "1_2 7\nodd\n", "\0", ""])
+def test_odd_orientations_are_left_out(text, tmp_path):
+    make_layout("spacenet6", tmp_path / "in")
+    (tmp_path / "in" / "SAR_orientations.txt").write_text(text)
+    prepare("spacenet6", tmp_path / "in", tmp_path / "out", progress=False)
+    assert all(row["orientation"] is None for rows in loaded(tmp_path / "out").values() for row in rows)
