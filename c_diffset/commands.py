@@ -6,11 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import PartialState
-from diffusers import AutoencoderTiny
 
 from c_diffset.data.prepare import Summary
 from c_diffset.data.prepare import prepare as prepare_pairs
-from c_diffset.hub.publish import check_target, publish
+from c_diffset.hub.publish import check_target, publish, publish_autoencoder
 from c_diffset.hub.publish_pairs import check_push, publish_pairs
 from c_diffset.training.config import DistillConfig, FinetuneConfig, RunConfig, parse_config
 from c_diffset.training.decoder import DecoderConfig
@@ -124,13 +123,18 @@ def run_tool(command: str) -> None:
 
 
 def _train_and_publish(train: Callable[[RunConfig], Path], config: RunConfig) -> Path:
-    """What the Hub needs is checked before hours of work."""
-    if config.push_to_hub:
-        check_target(config.push_to_hub)
+    """What the Hub needs is checked before hours of work, and what they gave stays where publishing fails."""
+    repo, private = config.push_to_hub, config.push_private
+    if repo:
+        check_target(repo)
     folder = train(config)
-    if config.push_to_hub and PartialState().is_main_process:
-        if (folder / "model_index.json").exists():
-            publish(folder, config.push_to_hub, private=config.push_private)
-        else:  # an autoencoder alone
-            AutoencoderTiny.from_pretrained(folder).push_to_hub(config.push_to_hub, private=config.push_private)
+    if repo and PartialState().is_main_process:
+        is_pipeline = (folder / "model_index.json").is_file()
+        try:
+            (publish if is_pipeline else publish_autoencoder)(folder, repo, private=private)
+        except (ValueError, OSError) as error:
+            command = f"c-diffset publish {folder} --repo {repo}" if is_pipeline else f"hf upload {repo} {folder}"
+            command += " --private" * private
+            message = f"{error} The training is complete, and stays in {folder}: publish it with `{command}`"
+            raise (ValueError if isinstance(error, ValueError) else OSError)(message) from error
     return folder

@@ -114,7 +114,7 @@ def read_yaml(path: Path) -> dict:
         text = path.read_text(encoding="utf-8")
         check_yaml(text)
         content = yaml.load(text, YAML_LOADER)
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:  # such as a date of month 13
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError) as error:  # such as a date of month 13
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}: expected a mapping, NAME: value")

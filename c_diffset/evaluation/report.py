@@ -18,6 +18,7 @@ KINDS = {
     int: "a whole number",
     float: "a finite number",
     dict: "an object",
+    list: "a list",
 }
 _repr = Repr()
 _repr.maxlevel, _repr.maxdict, _repr.maxlist = 2, 2, 2

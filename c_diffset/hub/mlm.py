@@ -7,6 +7,7 @@ import re
 
 import torch
 
+from c_diffset.hub.markdown import plain
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, count_bands
 
 EXTENSIONS = [
@@ -30,8 +31,26 @@ FINITE = "No NaN or infinite values: fill or mask them first."
 
 def band_names(transform: dict) -> list[str]:
     """The names of the bands that the SAR image must have: the model's own, or `SAR band N` from 0 on."""
-    count = count_bands(transform["channels"])
-    return transform.get("bands") or [f"SAR band {number}" for number in range(count)]
+    named = transform.get("bands") or [f"SAR band {number}" for number in range(count_bands(transform["channels"]))]
+    return [plain(name) for name in named]
+
+
+def channel_bands(transform: dict) -> list[list[int]]:
+    """For each channel of the model the band that it reads, or the two bands of which it is the difference."""
+    return [[int(band) for band in str(channel).split("-")] for channel in transform["channels"]]
+
+
+def channel_names(transform: dict) -> list[str]:
+    """The names of the channels: that of the band, or those of the two."""
+    names = band_names(transform)
+    return [" - ".join(names[band] for band in bands) for bands in channel_bands(transform)]
+
+
+def channel_ranges(transform: dict) -> list[tuple[float, float]]:
+    """The fixed range of each channel."""
+    limits = transform["range"]
+    each = limits if isinstance(limits[0], list | tuple) else [limits] * len(transform["channels"])
+    return [(float(low), float(high)) for low, high in each]
 
 
 def mlm_item(
@@ -53,6 +72,7 @@ def mlm_item(
     transform = pipe.config.sar_transform
     parameters = sum(sum(p.numel() for p in part.parameters()) for part in _models(pipe).values())
     bands = [{"name": name, "description": transform["units"]} for name in band_names(transform)]
+    origin = origin and plain(origin)
     predicts = ["generative", "regression"] if pipe.predicts_variance else ["generative"]
     properties = {
         "datetime": None,  # it works on images of any time
@@ -76,7 +96,7 @@ def mlm_item(
         "mlm:hyperparameters": {
             "num_inference_steps": pipe.config.default_num_inference_steps,
             "scheduler": type(pipe.scheduler).__name__,
-            "prediction_type": pipe.config.prediction_type,
+            "prediction_type": plain(pipe.config.prediction_type),
             "size_multiple": pipe.size_multiple,
         },
     }
@@ -98,12 +118,12 @@ def _models(pipe: CDiffSETPipeline) -> dict[str, torch.nn.Module]:
 
 def _input(transform: dict) -> dict:
     """The channels that the model reads, as bands or the difference of two, and how they are scaled."""
-    names, limits = band_names(transform), transform["range"]
-    picks = [[names[int(band)] for band in str(channel).split("-")] for channel in transform["channels"]]
-    bands = [{"name": " - ".join(pick)} for pick in picks]
-    for band, pick in zip(bands, picks, strict=True):
-        band |= {"format": "python", "expression": band["name"]} if len(pick) == 2 else {}
-    ranges = limits if isinstance(limits[0], list | tuple) else [limits]
+    bands: list[dict] = [{"name": name} for name in channel_names(transform)]
+    for band, read in zip(bands, channel_bands(transform), strict=True):
+        if len(read) == 2:  # by number: a name might be anything, and an expression is code
+            band |= {"format": "python", "expression": f"bands[{read[0]}] - bands[{read[1]}]"}
+    ranges = channel_ranges(transform)
+    ranges = ranges[:1] if len(set(ranges)) == 1 else ranges  # one stands for all
     before = TO_DB.get(transform["units"])
     return {
         "name": "sar",

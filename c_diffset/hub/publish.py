@@ -1,13 +1,12 @@
 """`c-diffset publish`: a pipeline becomes a complete, documented repository of the Hugging Face Hub, in one commit."""
 
+import io
 import json
 import math
 import os
 import shutil
-import tempfile
-from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import PIL.Image
@@ -18,30 +17,31 @@ from rasterio.errors import CRSError
 
 from c_diffset.data.images import read_image
 from c_diffset.data.pairs import list_splits, load_pairs
-from c_diffset.files import file_sha256, is_hub_id, public_name, read_json
-from c_diffset.hub.card import Facts, model_card
-from c_diffset.hub.folder import (
+from c_diffset.evaluation.report import Report, read_report
+from c_diffset.files import file_sha256, folder_aside, public_name, read_json
+from c_diffset.hub.card import Facts, autoencoder_card, model_card
+from c_diffset.hub.checks import (
     CODE,
     COMPONENTS,
     GENERATED,
     INDEX,
     PICKLES,
-    Run,
-    ancestors,
     check_repo_id,
-    check_weights,
-    choose_license,
-    component_origins,
-    inherited_license,
+    component_files,
+    hub_ids,
+    load_checked,
     pipeline_files,
-    read_run,
     without_paths,
 )
+from c_diffset.hub.licence import choose_license, inherited_license
+from c_diffset.hub.markdown import plain
 from c_diffset.hub.mlm import mlm_item
 from c_diffset.hub.repository import UNTOUCHED, Repository, check_token
+from c_diffset.hub.run import Run, read_ancestors, read_run
 from c_diffset.loading import model_revision
-from c_diffset.pipelines.pipeline_cdiffset import SOURCE, CDiffSETPipeline
+from c_diffset.pipelines.pipeline_cdiffset import SOURCE
 
+Contents = dict[str, Path | bytes]  # of a repository: for the name of each file the file to send, or its content
 PLAIN_FILES = ("README.md", "LICENSE", *UNTOUCHED)  # a repository that holds nothing else is as good as new
 
 
@@ -65,18 +65,18 @@ def publish(
     that of `hf auth login` or HF_TOKEN.
 
     Args:
-        folder: what `save_pretrained` has written, such as RUN/pipeline.
-        repo: Hub id, user/name; made if it does not exist.
-        private: make a new repository private.
-        dry_run: a new or empty folder that everything is written to, instead of the Hub.
-        evaluation: the `metrics.json` of `c-diffset evaluate` for this model, or its folder: the card's metrics.
-        grid: a PNG with pictures for the card; only where the licence of the data lets them be shown.
-        license: identifier of the weights' licence; follows from the base where that is Stable Diffusion.
-        base_model: Hub id that the weights come from, where the run does not tell.
-        datasets: Hub ids of the training data, where the run does not tell.
-        pixel_size: metres a pixel of the training data, where the data do not tell.
-        message: of the commit.
-        overwrite: replace what a repository holds, even where that is another model.
+        folder: The folder that `save_pretrained` has written, such as RUN/pipeline.
+        repo: The Hub id of the repository, user/name; it is made if it does not exist.
+        private: Make a new repository private.
+        dry_run: A new or empty folder that everything is written to, instead of the Hub.
+        evaluation: The `metrics.json` of `c-diffset evaluate` for this model, or its folder: the metrics of the card.
+        grid: A PNG file with pictures for the card; only where the licence of the data lets them be shown.
+        license: The identifier of the weights' licence; it follows from the base where that is Stable Diffusion.
+        base_model: The Hub id that the weights come from, where the run does not tell.
+        datasets: The Hub ids of the training data, where the run does not tell.
+        pixel_size: The metres a pixel of the training data, where the data do not tell.
+        message: The message of the commit.
+        overwrite: Replace what a repository holds, even where that is another model.
 
     Returns:
         The address of the commit, or the dry run's folder.
@@ -88,17 +88,16 @@ def publish(
         PermissionError: no token.
         OSError: the connection was lost, or the Hub refuses; the message says whether anything was committed.
     """
-    folder, facts = Path(folder), {"license": license, "base_model": base_model, "datasets": datasets}
     check_repo_id(repo)
-    fill = partial(assemble, folder, repo, evaluation=evaluation, grid=grid, pixel_size=pixel_size, **facts)
-    if dry_run is not None:
-        write_aside(Path(dry_run), partial(fill, place=shutil.copyfile))
-        print(f"{dry_run}: complete, nothing was sent")
-        return str(dry_run)
-    with tempfile.TemporaryDirectory(prefix="c_diffset_publish_") as aside:
+    if dry_run is None:
         check_token()
-        fill(Path(aside), place=lambda source, target: os.symlink(os.path.abspath(source), target))
-        return _send(Path(aside), repo, private, message, overwrite)
+    choices = Choices(evaluation, grid, license, base_model, datasets, pixel_size)
+    contents = assemble(Path(folder), repo, choices)
+    if dry_run is None:
+        return _send(contents, repo, private, message, overwrite)
+    write_contents(contents, Path(dry_run))
+    print(f"{dry_run}: complete, nothing was sent")
+    return str(dry_run)
 
 
 def check_target(repo: str) -> None:
@@ -112,62 +111,72 @@ def check_target(repo: str) -> None:
     check_token()
 
 
-def write_aside(target: Path, fill: Callable[[Path], object]) -> None:
-    """Let `fill` write a folder aside, then put it in place; FileExistsError where something is there already."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} exists and is not an empty folder: name another one")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{target.name}.", suffix=".partial", dir=target.parent) as aside:
-        whole = Path(aside, "whole")
-        whole.mkdir()
-        fill(whole)
-        whole.replace(target)
+def publish_autoencoder(folder: Path, repo: str, private: bool = False) -> str:
+    """Publish an autoencoder alone, with its configuration, weights and a card, in one commit; errors as `publish`."""
+    check_target(repo)
+    contents = public_contents(folder, component_files(folder)) | {"README.md": autoencoder_card(repo).encode()}
+    repository = Repository(repo, "model")
+    others = [name for name in repository.files if name not in {*contents, *PLAIN_FILES}]
+    if others:
+        raise ValueError(f"{repository.url} exists and holds {plain(others[0])}: choose another repository")
+    return _commit(repository, contents, [], private, "Publish the autoencoder")
+
+
+def write_contents(contents: Contents, target: Path) -> None:
+    """Write a repository into a new folder; FileExistsError where something is there already."""
+    with folder_aside(target) as aside:
+        for name, content in contents.items():
+            (aside / name).parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, bytes):
+                (aside / name).write_bytes(content)
+            else:
+                shutil.copyfile(content, aside / name)
 
 
 # ------------------------------------------------------------------------------------------------- what is sent
 
 
-def assemble(
-    folder: Path,
-    repo: str,
-    target: Path,
-    place: Callable[[Path, Path], object],
-    evaluation: str | os.PathLike | None = None,
-    grid: str | os.PathLike | None = None,
-    license: str | None = None,
-    base_model: str | None = None,
-    datasets: list[str] | None = None,
-    pixel_size: float | None = None,
-) -> None:
-    """Write the complete repository into the empty folder `target`; `place(source, target)` puts large files there.
+@dataclass(frozen=True)
+class Choices:
+    """What a publisher says of a pipeline beyond its folder; see `publish`."""
 
-    Arguments and errors as for `publish`.
-    """
+    evaluation: str | os.PathLike | None = None
+    grid: str | os.PathLike | None = None
+    license: str | None = None
+    base_model: str | None = None
+    datasets: list[str] | None = None
+    pixel_size: float | None = None
+
+    def __post_init__(self):
+        for name in [self.base_model, *(self.datasets or [])]:
+            if name is not None:
+                check_repo_id(name)
+        if self.pixel_size is not None and not 0 < self.pixel_size < math.inf:
+            raise ValueError(f"pixel_size is {self.pixel_size}: expected metres above 0")
+
+
+def assemble(folder: Path, repo: str, choices: Choices) -> Contents:
+    """The complete repository of a pipeline; errors as for `publish`."""
     files = pipeline_files(folder)
-    lineage = ancestors(folder)
-    for name in [base_model, *(datasets or [])]:
-        if name is not None:
-            check_repo_id(name)
-    base_model = base_model or next((name for name in reversed(lineage) if is_hub_id(name)), None)
-    if pixel_size is not None and not (math.isfinite(pixel_size) and pixel_size > 0):
-        raise ValueError(f"pixel_size is {pixel_size}: expected metres above 0")
-    run = read_run(folder)
-    origins = [*lineage, *component_origins(folder, files), *([base_model] if base_model else [])]
-    from_scratch = run is not None and not lineage
+    run, ancestors = read_run(folder), read_ancestors(folder)
+    base_model = choices.base_model or next(iter(hub_ids(ancestors[::-1])), None)
+    origins = [*ancestors, *_component_origins(folder, files), *([base_model] if base_model else [])]
+    from_scratch = run is not None and not ancestors
     unet = read_json(folder / "unet" / "config.json")
     inherited = inherited_license(unet, origins, shape_tells=base_model is None and not from_scratch)
-    license = choose_license(license, inherited)
-    origin = base_model or (inherited[0] if inherited else None) or (public_name(lineage[-1]) if lineage else None)
-    report = None if evaluation is None else read_evaluation(Path(evaluation), folder)
+    license = choose_license(choices.license, inherited)
+    origin = base_model or (inherited[0] if inherited else None) or (public_name(ancestors[-1]) if ancestors else None)
+    report = None if choices.evaluation is None else read_evaluation(Path(choices.evaluation), folder)
 
-    _copy(folder, files, target, place)
-    if grid is not None:
-        _copy_picture(Path(grid), target / "grid.png")
-    pipe = CDiffSETPipeline.from_pretrained(target)
-    pipe.check_channels()
-    check_weights(pipe, target)
+    contents = public_contents(folder, files)
+    contents[CODE] = SOURCE.encode()  # not the folder's own, which may be older than its settings, or anybody's
+    if (folder / CODE).is_file() and (folder / CODE).read_bytes() != contents[CODE]:
+        print(f"{folder / CODE} is other code than that of this version: {CODE} is published as this version has it")
+    if choices.grid is not None:
+        contents["grid.png"] = _picture(Path(choices.grid))
+    pipe = load_checked(folder)
     weights = {
-        name: ((target / name).stat().st_size, file_sha256(target / name))
+        name: ((folder / name).stat().st_size, file_sha256(folder / name))
         for name in files
         if name.endswith(".safetensors")
     }
@@ -177,92 +186,73 @@ def assemble(
         license=license,
         base_model=base_model,
         origin=origin,
-        datasets=datasets or ([run.source] if run and run.source and is_hub_id(run.source) else []),
+        datasets=choices.datasets or hub_ids([run.source] if run else []),
         run=run,
-        evaluation=report,
-        has_grid=grid is not None,
-        pixel_size=pixel_size or _pixel_size(run),
+        report=report,
+        has_grid=choices.grid is not None,
+        pixel_size=choices.pixel_size or _pixel_size(run),
         weights=weights,
     )
-    item = mlm_item(pipe, repo, license, weights, origin, from_scratch)
-    try:
-        card = model_card(facts)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"the card cannot be written ({error!r}): expected an evaluation, and a config.yaml beside the pipeline, "
-            "as `c-diffset` writes them"
-        ) from error
-    (target / "README.md").write_text(card, encoding="utf-8")
-    (target / "mlm.json").write_text(json.dumps(item, indent=2) + "\n", encoding="utf-8")
-    sums = "".join(f"{sha256}  {name}\n" for name, (_, sha256) in weights.items())
-    (target / "checksums.sha256").write_text(sums, encoding="utf-8")
-    left = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    left = [name for name in (path.relative_to(folder).as_posix() for path in left) if name not in {*files, *GENERATED}]
+    contents["README.md"] = model_card(facts).encode()
+    contents["mlm.json"] = _json(mlm_item(pipe, repo, license, weights, origin, from_scratch))
+    contents["checksums.sha256"] = "".join(f"{sha256}  {name}\n" for name, (_, sha256) in weights.items()).encode()
+    left = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    left = [plain(name) for name in left if name not in {*files, *GENERATED}]
     if left:
         print(f"left out, as they are no part of the pipeline: {', '.join(left[:5])}{' ...' * (len(left) > 5)}")
+    return contents
 
 
-def _copy(folder: Path, files: list[str], target: Path, place: Callable[[Path, Path], object]) -> None:
-    """The pipeline's files; configurations without the folders of this machine, and the code that loads them here.
-
-    The code is never the folder's own: that may be older than the pipeline's settings, or anybody's.
-    """
-    for name in files:
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        content = read_json(folder / name) if name.endswith(".json") else None
-        if content is not None and without_paths(content) != content:
-            (target / name).write_text(json.dumps(without_paths(content), indent=2) + "\n", encoding="utf-8")
-        else:
-            place(folder / name, target / name)
-    (target / CODE).write_text(SOURCE, encoding="utf-8")
-    if (folder / CODE).is_file() and (folder / CODE).read_text(encoding="utf-8", errors="replace") != SOURCE:
-        print(f"{folder / CODE} is other code than that of this version: {CODE} is published as this version has it")
+def public_contents(folder: Path, files: list[str]) -> Contents:
+    """These files of the folder, configurations without the folders of this machine."""
+    contents: Contents = {name: folder / name for name in files}
+    for name in (name for name in files if name.endswith(".json")):
+        content = read_json(folder / name)
+        if (public := without_paths(content)) != content:
+            contents[name] = _json(public)
+    return contents
 
 
-def _copy_picture(source: Path, target: Path) -> None:
+def _json(content: dict) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _component_origins(folder: Path, files: list[str]) -> list[str]:
+    """What the components' configurations say they were loaded from, paths included."""
+    configs = [read_json(folder / name) for name in files if os.path.basename(name) == "config.json"]
+    return [str(config["_name_or_path"]) for config in configs if config.get("_name_or_path")]
+
+
+def _picture(source: Path) -> bytes:
     """The pixels of a PNG, without whatever else its file holds."""
     if source.suffix.lower() != ".png" or not source.is_file():
         raise FileNotFoundError(f"grid {source}: expected a PNG file, such as the grid.png of `c-diffset evaluate`")
-    with PIL.Image.open(source, formats=("PNG",)) as picture:
-        picture.convert("RGB").save(target, "PNG")
+    pixels, content = read_image(source), io.BytesIO()
+    if pixels.dtype != "uint8":
+        raise ValueError(f"grid {source} has pixels of {pixels.dtype}: expected a PNG of 8 bits a channel")
+    PIL.Image.fromarray(pixels).convert("RGB").save(content, "PNG")
+    return content.getvalue()
 
 
-def read_evaluation(path: Path, folder: Path) -> dict:
+def read_evaluation(path: Path, folder: Path) -> Report:
     """The report of `c-diffset evaluate` on this model.
 
     Raises:
+        FileNotFoundError: there is none.
         ValueError: it is on other weights, or no such report.
     """
-    path = path / "metrics.json" if path.is_dir() else path
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: expected the output of `c-diffset evaluate` for one model")
-    report = read_json(path)
-    missing = [key for key in ("model", "data", "split", "n", "mean") if key not in report]
-    if missing:
-        raise ValueError(f"{path} has no {missing[0]!r}: expected the metrics.json of `c-diffset evaluate`")
-    if report.get("weights") is None or report["weights"] != model_revision(folder):
+    report, weights = read_report(path), model_revision(folder)
+    if report.weights is None or report.weights != weights:
         raise ValueError(
-            f"{path} is about {report['model']}, with weights {report.get('weights')}, and not about "
-            f"{model_revision(folder)} in {folder}: evaluate the folder that you publish"
+            f"{path} is about {plain(report.model)}, with weights {plain(report.weights)}, and not about {weights} in "
+            f"{folder}: evaluate the folder that you publish"
         )
-    tables = [report["mean"], report.get("ceiling") or {}, *_values(report.get("floors") or {})]
-    if not all(_is_finite(value) for table in tables for value in _values(table) if value is not None):
-        raise ValueError(f"{path}: mean, floors and ceiling must hold finite numbers by metric: evaluate again")
     return report
-
-
-def _values(table: object) -> list:
-    """The values of a table; for anything else one that is no number."""
-    return list(table.values()) if isinstance(table, dict) else [math.nan]
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _pixel_size(run: Run | None) -> float | None:
     """Metres a pixel of the run's pairs, from the georeference of the first; None where it tells none in metres."""
-    if run is None or run.source is None or not Path(run.source).exists():
+    if run is None or not Path(run.source).exists():
         return None
     with suppress(ValueError, OSError, CRSError):  # data that have moved or changed since
         row = load_pairs(run.source, list_splits(run.source)[0])[0]
@@ -280,32 +270,36 @@ def _pixel_size(run: Run | None) -> float | None:
 # -------------------------------------------------------------------------------------------------------- the Hub
 
 
-def _send(folder: Path, repo: str, private: bool, message: str, overwrite: bool) -> str:
-    """Commit an assembled folder; returns the commit's address."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+def _send(contents: Contents, repo: str, private: bool, message: str, overwrite: bool) -> str:
+    """Commit a pipeline, unless the repository holds something else; returns the commit's address."""
     repository = Repository(repo, "model")
     if not overwrite:
-        check_same_model(repository, folder)
+        check_same_model(repository, contents)
     if INDEX in repository.files:
         print(f"{repository.url} holds this model at {repository.sha}, which stays in its history: it gets a new state")
+    return _commit(repository, contents, _stale(repository, contents, overwrite), private, message)
+
+
+def _commit(repository: Repository, contents: Contents, stale: list[str], private: bool, message: str) -> str:
+    """Make the repository hold these contents, without the stale files; returns the commit's address."""
     repository.create(private)
-    additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names]
+    additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=contents[name]) for name in sorted(contents)]
     repository.upload(additions)
-    url = repository.commit(additions, _stale(repository, names, overwrite), message)
+    url = repository.commit(additions, stale, message)
     print(f"published: {repository.url}")
     return url
 
 
-def _stale(repository: Repository, names: list[str], overwrite: bool) -> list[str]:
+def _stale(repository: Repository, contents: Contents, overwrite: bool) -> list[str]:
     """Files of the repository that do not go with the new model: parts of an old one; with `overwrite`, all others."""
-    others = [name for name in repository.files if name not in {*names, *UNTOUCHED}]
+    others = [name for name in repository.files if name not in {*contents, *UNTOUCHED}]
     if overwrite:
         return others
     ours = {*COMPONENTS, *GENERATED}
     return [name for name in others if name.split("/")[0] in ours or name.lower().endswith(PICKLES)]
 
 
-def check_same_model(repository: Repository, folder: Path) -> None:
+def check_same_model(repository: Repository, contents: Contents) -> None:
     """Refuse a repository that holds something else than an earlier state of this model.
 
     Raises:
@@ -319,16 +313,23 @@ def check_same_model(repository: Repository, folder: Path) -> None:
         if others:
             raise ValueError(f"{where} no pipeline of this project, but {', '.join(others[:3])}: {way_out}")
         return
-    own = read_json(folder / INDEX)
+    own = _content(contents, INDEX)
     for key in ("_class_name", "unet", "vae", "sar_transform"):
         found, expected = index.get(key), own.get(key)
         if found != expected:
-            raise ValueError(f"{where} another model ({key} is {found}, not {expected}): {way_out}")
+            raise ValueError(f"{where} another model ({key} is {plain(found)}, not {plain(expected)}): {way_out}")
     for part in ("unet", "vae"):
-        if own.get(part, [None])[0] is None:
+        if f"{part}/config.json" not in contents:
             continue
-        found, expected = repository.read_json(f"{part}/config.json") or {}, read_json(folder / part / "config.json")
+        found, expected = repository.read_json(f"{part}/config.json") or {}, _content(contents, f"{part}/config.json")
         for key in sorted(found.keys() | expected.keys()):
             one, other = found.get(key), expected.get(key)
             if not key.startswith("_") and one != other:
-                raise ValueError(f"{where} another model ({key} of the {part} is {one}, not {other}): {way_out}")
+                differs = f"{plain(key)} of the {part} is {plain(one)}, not {plain(other)}"
+                raise ValueError(f"{where} another model ({differs}): {way_out}")
+
+
+def _content(contents: Contents, name: str) -> dict:
+    """A JSON file of a repository to be."""
+    content = contents[name]
+    return json.loads(content) if isinstance(content, bytes) else read_json(content)

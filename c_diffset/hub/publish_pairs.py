@@ -4,26 +4,30 @@ import hashlib
 import json
 import math
 import os
-import tempfile
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image
 from huggingface_hub import CommitOperationAdd, DatasetCard, DatasetCardData
 
 from c_diffset.data.pairs import list_splits, load_pairs
-from c_diffset.hub.folder import check_repo_id, choose_license
-from c_diffset.hub.publish import write_aside
+from c_diffset.files import folder_aside, image_kind, locked, make_own, remove_own
+from c_diffset.hub.checks import check_repo_id
+from c_diffset.hub.licence import choose_license
+from c_diffset.hub.markdown import code, plain
 from c_diffset.hub.repository import UNTOUCHED, Repository, check_token
 
+TEMPLATE = Path(__file__).with_name("pairs_card.md.j2")
 SHARD_BYTES = 500_000_000
 GROUP_ROWS = 100  # pairs in memory at a time, and in one row group
 ORDER = ("train", "validation", "test")  # others after them
 MANIFEST = "pairs.json"  # which pairs these are: tells another data set from a new state of this one
 SHOWN_SUFFIXES = (".png", ".jpg", ".jpeg")  # what the Hub can show; float rasters stay undecoded files
-IMAGE_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 TAGS = ["sar", "eo", "remote-sensing", "earth-observation", "c_diffset"]
 
@@ -60,13 +64,13 @@ def publish_pairs(
     One shard at a time lies on disk. An interrupted publish can be repeated.
 
     Args:
-        source: what `load_pairs` reads, such as the folder that `prepare` has written.
-        repo: Hub id, user/name; made if it does not exist.
-        license: identifier of the licence of the data, which must allow it.
-        private: make a new repository private.
-        dry_run: a new or empty folder that everything is written to, instead of the Hub.
-        message: of the commit.
-        overwrite: replace a repository that holds other data.
+        source: The pairs, as `load_pairs` reads them, such as the folder that `prepare` has written.
+        repo: The Hub id of the repository, user/name; it is made if it does not exist.
+        license: The identifier of the licence of the data, which must allow it.
+        private: Make a new repository private.
+        dry_run: A new or empty folder that everything is written to, instead of the Hub.
+        message: The message of the commit.
+        overwrite: Replace what a repository holds, even where that is other pairs.
 
     Returns:
         The address of the commit, or the dry run's folder.
@@ -76,27 +80,32 @@ def publish_pairs(
         PermissionError: no token.
         OSError: the connection was lost, or the Hub refuses; the message says whether anything was committed.
     """
-    if dry_run is not None:
-        _check_named(repo, license)
-        write_aside(Path(dry_run), lambda folder: _write_folder(source, repo, license, folder))
-        print(f"{dry_run}: complete, nothing was sent")
-        return str(dry_run)
-    check_push(repo, license)
+    _check_named(repo, license)
+    if dry_run is None:
+        check_token()
     splits = _open(source)
     manifest = describe_pairs(splits)
+    texts = {"README.md": pairs_card(repo, license, splits), MANIFEST: json.dumps(manifest, indent=2) + "\n"}
+    if dry_run is not None:
+        with folder_aside(Path(dry_run)) as aside:
+            for _ in write_shards(splits, aside):
+                pass
+            for name, text in texts.items():
+                (aside / name).write_text(text, encoding="utf-8")
+        print(f"{dry_run}: complete, nothing was sent")
+        return str(dry_run)
     repository = Repository(repo, "dataset")
     if not overwrite:
         check_same_pairs(repository, manifest)
     repository.create(private)
     additions = []
-    with tempfile.TemporaryDirectory(prefix="c_diffset_publish_") as aside:
-        for shard in write_shards(splits, Path(aside)):
+    with _work_folder(repo) as aside:
+        for shard in write_shards(splits, aside):
             name = shard.relative_to(aside).as_posix()
             additions.append(CommitOperationAdd(path_in_repo=name, path_or_fileobj=shard))
             repository.upload(additions[-1:])
             shard.unlink()  # the commit only needs its checksum
-        for name, text in _texts(repo, license, manifest, splits).items():
-            additions.append(CommitOperationAdd(path_in_repo=name, path_or_fileobj=text.encode()))
+        additions += [CommitOperationAdd(path_in_repo=name, path_or_fileobj=texts[name].encode()) for name in texts]
         kept = {addition.path_in_repo for addition in additions} | set(UNTOUCHED)
         stale = [name for name in repository.files if name not in kept and (overwrite or name.startswith("data/"))]
         url = repository.commit(additions, stale, message)
@@ -104,19 +113,28 @@ def publish_pairs(
     return url
 
 
+@contextmanager
+def _work_folder(repo: str) -> Iterator[Path]:
+    """A folder for shards; what a killed call for the same repository has left there goes first."""
+    folder = Path(huggingface_hub.constants.HF_HOME, "c_diffset", repo.replace("/", "--"))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f"{folder.name}.lock"), f"another process publishes to {repo}: wait until it ends"):
+        if folder.exists():
+            remove_own(folder)
+        make_own(folder)
+        try:
+            yield folder
+        finally:
+            remove_own(folder)
+
+
 def _open(source: str | os.PathLike) -> dict[str, Dataset]:
-    splits = sorted(
-        list_splits(source), key=lambda split: (ORDER.index(split) if split in ORDER else len(ORDER), split)
-    )
-    return {split: load_pairs(source, split) for split in splits}
-
-
-def _write_folder(source: str | os.PathLike, repo: str, license: str, folder: Path) -> None:
-    splits = _open(source)
-    for _ in write_shards(splits, folder):
-        pass
-    for name, text in _texts(repo, license, describe_pairs(splits), splits).items():
-        (folder / name).write_text(text, encoding="utf-8")
+    names = list_splits(source)
+    for name in names:  # they become names of files
+        if not re.fullmatch(r"\w+([.-]\w+)*", name):
+            raise ValueError(f"{source}: the split {plain(repr(name))} cannot be published: expected letters, digits")
+    names = sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    return {name: load_pairs(source, name) for name in names}
 
 
 def check_same_pairs(repository: Repository, manifest: dict) -> None:
@@ -124,7 +142,7 @@ def check_same_pairs(repository: Repository, manifest: dict) -> None:
     found = repository.read_json(MANIFEST)
     others = [name for name in repository.files if name not in ("README.md", MANIFEST, *UNTOUCHED)]
     if others and found != manifest:
-        what = f"other pairs ({found.get('splits')}, not {manifest['splits']})" if found else f"{others[0]}"
+        what = f"other pairs ({plain(found.get('splits'))}, not {manifest['splits']})" if found else plain(others[0])
         raise ValueError(
             f"{repository.url} exists and holds {what}: choose another repository, or set overwrite to replace them"
         )
@@ -183,64 +201,23 @@ def _embed(image: dict | None) -> dict | None:
     if image is None:
         return None
     content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
-    if not content.startswith(IMAGE_MAGIC):
-        raise ValueError(f"{image['path']} is no PNG, JPEG or TIFF file: remove the pair")
+    if image_kind(content[:8]) is None:
+        raise ValueError(f"{plain(image['path'])} is no PNG, JPEG or TIFF file: remove the pair")
     return {"bytes": content, "path": os.path.basename(image["path"] or "") or None}
-
-
-def _texts(repo: str, license: str, manifest: dict, splits: dict[str, Dataset]) -> dict[str, str]:
-    """The card and the manifest."""
-    return {"README.md": pairs_card(repo, license, splits), MANIFEST: json.dumps(manifest, indent=2) + "\n"}
 
 
 def pairs_card(repo: str, license: str, splits: dict[str, Dataset]) -> str:
     """The README.md of a data set repository, metadata included."""
     counts = {split: len(rows) for split, rows in splits.items()}
-    size = next((name for limit, name in SIZES if sum(counts.values()) < limit), "n>1M")
+    files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits]
     data = DatasetCardData(
         license=license,
         task_categories=["image-to-image"],
-        size_categories=[size],
+        size_categories=[next((name for limit, name in SIZES if sum(counts.values()) < limit), "n>1M")],
         tags=TAGS,
         pretty_name=repo.split("/")[1],
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits],
-            }
-        ],
+        configs=[{"config_name": "default", "data_files": files}],
     )
-    first = next(iter(splits.values()))
-    meanings = {
-        "sar": "the SAR image, a file with the values that it stores",
-        "eo": "the EO image of the same pixels, red, green, blue",
-        "mask": "where the pair is valid: not 0",
-        "discrepancy": "where the two images are known to show different things: not 0",
-        "id": "unique within a split",
-    }
-    columns = [f"| `{name}` | {meanings.get(name, 'metadata')} |" for name in first.column_names]
-    rows = [f"| {split} | {count} |" for split, count in counts.items()]
-    text = f"""\
-# {data.pretty_name}
-
-Pairs of SAR and EO images that show the same ground, for training and testing SAR to EO translation with c_diffset.
-
-```python
-from c_diffset import load_pairs
-
-rows = load_pairs("{repo}", "{next(iter(splits))}")
-```
-
-`datasets.load_dataset("{repo}")` reads it as well. SAR rasters in floating point stay undecoded files (GeoTIFF).
-
-| split | pairs |
-|---|---|
-{chr(10).join(rows)}
-
-| column | |
-|---|---|
-{chr(10).join(columns)}
-
-The licence, `{license}`, is that of the source; cite the source, too.
-"""
-    return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n{text}"))
+    columns = next(iter(splits.values())).column_names
+    given = {"code": code, "repo": repo, "counts": counts, "columns": columns, "license": license}
+    return str(DatasetCard.from_template(data, template_path=str(TEMPLATE), **given))

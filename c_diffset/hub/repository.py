@@ -65,7 +65,7 @@ class Repository:
             )
             try:
                 content = json.loads(Path(path).read_text(encoding="utf-8"))
-            except ValueError:
+            except (ValueError, RecursionError):
                 return None
         return content if isinstance(content, dict) else None
 

@@ -11,7 +11,7 @@ import torch
 
 from c_diffset.loading import model_revision
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
-from c_diffset.training.config import DataConfig, FinetuneConfig
+from c_diffset.training.config import DataConfig, FinetuneConfig, ModelConfig
 from c_diffset.training.run import save_config
 from tests.conftest import tiny_components
 from tests.hub.server import TOKEN, HubServer
@@ -27,9 +27,10 @@ CALIBRATION = {
     "n": 160,
 }
 EVALUATION = {
+    "images": [{"id": "a", "psnr": 15.3, "lpips": 0.4}, {"id": "b", "psnr": 15.5, "lpips": 0.356}],
     "data": "/home/somebody/data/sen12",
     "split": "test",
-    "n": 32,
+    "n": 2,
     "seed": 0,
     "crop_size": 64,
     "num_inference_steps": 2,
@@ -41,8 +42,23 @@ EVALUATION = {
     "left_out": [{"metric": "fid", "reason": "w.pth is not in /home/somebody/cache, offline"}],
     "trust": {
         "images": 32,
-        "uncertainties": {"confidence": {"ause": {"value": 3.21, "low": 2.5, "high": 4.0}}},
-        "expected_error": {"calibration_error": {"value": 1.25, "low": None, "high": None}},
+        "pixels": 4096,
+        "mean_error": {"value": 20.0, "low": 18.0, "high": 22.0},
+        "threshold": 20.0,
+        "fractions": [0.0, 0.5],
+        "oracle": {"sparsification": [20.0, 5.0], "ause": 0.0},
+        "constant": {"sparsification": [20.0, 20.0], "ause": 1.0},
+        "uncertainties": {
+            "confidence": {
+                "sparsification": [20.0, 12.0],
+                "ause": {"value": 3.21, "low": 2.5, "high": 4.0},
+                "spearman": {"value": 0.5, "low": None, "high": None},
+            }
+        },
+        "expected_error": {
+            "curve": {"expected": [10.0], "measured": [11.0], "count": [4096.0]},
+            "calibration_error": {"value": 1.25, "low": None, "high": None},
+        },
     },
     "split_against_train": ["0 of 12 images overlap with the bounds of a train image"],
 }
@@ -93,7 +109,8 @@ def names_below(folder: Path) -> set[str]:
 
 def write_run(folder: Path, **settings) -> None:
     """The files of a finished run around `pipeline/`."""
-    config = FinetuneConfig(output_dir=str(folder), data=DataConfig(source=str(folder / "pairs")), **settings)
+    settings = {"model": ModelConfig(base="me/base"), "data": DataConfig(source=str(folder / "pairs"))} | settings
+    config = FinetuneConfig(output_dir=str(folder), **settings)
     save_config(config, folder / "config.yaml")
     (folder / "metrics.jsonl").write_text('{"step": 10, "loss": 1.0}\n{"step": 40, "loss": 0.5}\n')
 

@@ -10,16 +10,33 @@ import PIL.Image
 import pystac
 import pytest
 import rasterio
-from huggingface_hub import ModelCard
+import yaml
+from datasets import Dataset
+from huggingface_hub import DatasetCard, ModelCard
 from pystac.validation import validate_dict
 
 from c_diffset import write_pairs
-from c_diffset.hub.folder import inherited_license
-from c_diffset.hub.publish import publish
+from c_diffset.hub.licence import inherited_license
+from c_diffset.hub.publish import publish, publish_autoencoder
+from c_diffset.hub.publish_pairs import pairs_card
+from c_diffset.loading import load_autoencoder
 from c_diffset.pipelines.pipeline_cdiffset import SOURCE, CDiffSETPipeline
 from c_diffset.training.config import DataConfig, FinetuneConfig, ModelConfig
 from c_diffset.training.run import save_config
-from tests.hub.conftest import REPO, SAR, SD21, change_json, evaluation_of, names_below, translate, write_run
+from tests.conftest import tiny_taesd
+from tests.hub.conftest import (
+    CALIBRATION,
+    EVALUATION,
+    REPO,
+    SAR,
+    SD21,
+    change_json,
+    evaluation_of,
+    names_below,
+    translate,
+    write_run,
+)
+from tests.hub.markdown import foreign_parts, parts_of, shown_text
 
 
 def test_a_dry_run_is_the_whole_repository(hub, model, tmp_path):
@@ -63,25 +80,25 @@ def test_a_dry_run_is_the_whole_repository(hub, model, tmp_path):
     (result,) = data["model-index"][0]["results"]
     assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {"psnr": 15.4, "lpips": 0.378}
     assert result["metrics"][0]["args"]["convention"].startswith("data range 1")
-    assert result["dataset"]["split"] == "test" and result["dataset"]["args"]["n"] == 32
+    assert result["dataset"]["split"] == "test" and result["dataset"]["args"]["n"] == 2
     for words in (
         "synthetic: plausible, not observed",
         "display values",
         "Pixel size of the training data: 2.5 m",
-        "| psnr | 15.4000 | 15.8000 | 23.2000 |",
-        "n = 32 images of sen12, split test",
+        "psnr | 15.4000 | 15.8000 | 23.2000",
+        "Protocol: 2 images of sen12, split test",
         "left out: fid (w.pth is not in cache, offline)",
         "calibrated on 160 images of sen12, split validation",
         "exceeds 20 levels",
-        "| confidence | 3.210 (2.500 to 4.000) |",
-        "Calibration error of `expected_error`: 1.250 levels",
+        "confidence | 3.210 (2.500 to 4.000) | 0.500 | - | -",
+        "Calibration error of expected_error: 1.250 levels",
         "40 updates",
         "max_steps: 40",
-        "![SAR, generated, EO and confidence](grid.png)",
+        "[image grid.png]",
         "arXiv:2411.10788",
         (out / "checksums.sha256").read_text().split()[0],
     ):
-        assert words in card.text
+        assert words in shown_text(card.text)
     assert "output_dir" not in card.text
     card.validate()
     card.data.license = "Something Else"
@@ -107,7 +124,11 @@ def test_a_machine_can_read_what_the_model_needs(model, tmp_path):
     described = mlm.MLMExtension.ext(item)
     (sar,) = described.input
     assert item.properties["bands"] == [{"name": "VV", "description": "power"}, {"name": "VH", "description": "power"}]
-    assert [(band.name, band.expression) for band in sar.bands] == [("VV", None), ("VH", None), ("VV - VH", "VV - VH")]
+    assert [(band.name, band.expression) for band in sar.bands] == [
+        ("VV", None),
+        ("VH", None),
+        ("VV - VH", "bands[0] - bands[1]"),
+    ]
     scaling = content["properties"]["mlm:input"][0]["value_scaling"]
     assert [(scale["minimum"], scale["maximum"]) for scale in scaling] == [(-25, 0), (-32, -5), (0, 20)]
     assert sar.input.shape == [-1, 3, -1, -1] and "log10" in sar.pre_processing_function.expression
@@ -119,7 +140,7 @@ def test_a_machine_can_read_what_the_model_needs(model, tmp_path):
     weights = (out / unet.href).read_bytes()
     assert unet.roles == ["mlm:model"] and unet.extra_fields["file:size"] == len(weights)
     assert unet.extra_fields["file:checksum"] == "1220" + hashlib.sha256(weights).hexdigest()
-    assert "VV - VH from 0 to 20" in (out / "README.md").read_text()
+    assert "`VV - VH` from 0 to 20" in (out / "README.md").read_text()
 
 
 def test_a_folder_without_code_gets_it_and_a_dry_run_replaces_nothing(model, tmp_path):
@@ -163,7 +184,95 @@ def test_reports_cannot_write_into_the_card(model, tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps(report))
     publish(model, REPO, evaluation=tmp_path / "metrics.json", dry_run=tmp_path / "out")
     card = ModelCard.load(tmp_path / "out/README.md")
-    assert "# Bought" in card.text and "\n# Bought" not in card.text and "<script>" not in card.text
+    assert "# Bought" in shown_text(card.text) and not foreign_parts(card.text)
+
+
+def test_settings_and_names_cannot_write_into_the_card(model, tmp_path):
+    """Values that would close the code block, the table or the front matter, were they written as they are."""
+    evil = "x\n```\n---\nlicense: mit\n---\n# Bought\n[free](https://evil.example) <img src=x onerror=alert(1)> | `a`"
+    write_run(model.parent, model=ModelConfig(base="me/base"))
+    settings = yaml.safe_load((model.parent / "config.yaml").read_text())
+    settings["data"] |= {"source": evil, "split": evil, evil: evil}
+    (model.parent / "config.yaml").write_text(yaml.safe_dump(settings | {"more": [evil, {evil: evil}]}))
+    transform = {"units": "db", "range": [-30.0, 0.0], "channels": [0, 1, "0-1"], "bands": [evil, f"{evil}2"]}
+    knots = CALIBRATION["steps"]["2"]
+    calibration = CALIBRATION | {"data": evil, "split": evil, "n": evil, "steps": {"2": knots, evil: knots}}
+    change_json(model / "model_index.json", sar_transform=transform, calibration=calibration)
+    trust = EVALUATION["trust"] | {"uncertainties": {evil: EVALUATION["trust"]["uncertainties"]["confidence"]}}
+    tables = {"mean": {evil: 1.5}, "floors": {evil: {evil: 1.0}}, "conventions": {evil: evil}}
+    names = {"data": evil, "split": evil, "scheduler": evil, "split_against_train": [evil]}
+    left_out = [{"metric": evil, "reason": evil}]
+    report = evaluation_of(model, trust=trust, left_out=left_out, **tables, **names)
+    (tmp_path / "metrics.json").write_text(json.dumps(report))
+    out = Path(publish(model, REPO, evaluation=tmp_path / "metrics.json", dry_run=tmp_path / "out"))
+
+    card = ModelCard.load(out / "README.md")
+    assert card.data.to_dict().keys() == {
+        "license",
+        "library_name",
+        "pipeline_tag",
+        "base_model",
+        "tags",
+        "model-index",
+    }
+    assert card.data.license == "unknown" and card.data.base_model == "me/base"
+    assert not foreign_parts(card.text)
+    titles = [line for line in card.text.splitlines() if line.startswith("#")]
+    assert [title for title in titles if "Bought" in title] == []
+    python = [part.content for part in parts_of(card.text) if part.info == "python"]
+    assert len(python) == 2 and all(compile(block, "card", "exec") for block in python)
+    item = json.loads((out / "mlm.json").read_text())
+    assert all("\n" not in band["name"] for band in item["properties"]["bands"])
+    assert item["properties"]["mlm:input"][0]["bands"][2]["expression"] == "bands[0] - bands[1]"
+    pair_card = pairs_card("me/pairs", "mit", {"train": Dataset.from_dict({"id": ["a"], evil: [1]})})
+    assert not foreign_parts(DatasetCard(pair_card).text)
+
+
+def test_settings_of_another_program_stay_at_home(model, tmp_path):
+    (model.parent / "config.yaml").write_text("password: secret\ndata: {source: 3}\n")
+    publish(model, REPO, dry_run=tmp_path / "out")
+    text = (tmp_path / "out/README.md").read_text()
+    assert "secret" not in text and "The run's settings are not recorded." in text
+
+
+def test_an_unfinished_line_of_the_log_does_not_count(model, tmp_path):
+    write_run(model.parent)
+    with open(model.parent / "metrics.jsonl", "a") as log:
+        log.write('{"step": 5')
+    publish(model, REPO, dry_run=tmp_path / "out")
+    assert "40 updates" in (tmp_path / "out/README.md").read_text()
+
+
+def test_an_autoencoder_alone(hub, tmp_path):
+    folder = tmp_path / "run" / "vae"
+    tiny_taesd().save_pretrained(folder)
+    change_json(folder / "config.json", _name_or_path=str(tmp_path / "private"))
+    publish_autoencoder(folder, REPO)
+    repo = hub.model(REPO)
+    assert set(repo.files) == {".gitattributes", "README.md", "config.json", "diffusion_pytorch_model.safetensors"}
+    assert not [content for content in repo.files.values() if b"private" in content]
+    assert type(load_autoencoder(REPO)).__name__ == "AutoencoderTiny"
+    publish_autoencoder(folder, REPO)
+    assert len(repo.commits) == 2
+    repo.files["model_index.json"] = b"{}"
+    with pytest.raises(ValueError, match="exists and holds model_index.json: choose another repository"):
+        publish_autoencoder(folder, REPO)
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_what_a_killed_publish_leaves_blocks_none(model, tmp_path, kill):
+    """A dry run whose process is gone leaves a folder beside its target; one that somebody else made stays."""
+    left = tmp_path / ".out.partial"
+    left.mkdir()
+    (left / "README.md").write_text("half")
+    if kill:
+        (left / ".c_diffset").touch()
+        publish(model, REPO, dry_run=tmp_path / "out")
+        assert not left.exists() and (tmp_path / "out/README.md").is_file()
+    else:
+        with pytest.raises(FileExistsError, match="was not made by c_diffset"):
+            publish(model, REPO, dry_run=tmp_path / "out")
+        assert (left / "README.md").read_text() == "half"
 
 
 def test_folders_are_no_hub_ids_elsewhere(model, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Pairs as a data set of the Hub."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from rasterio.transform import Affine
 from c_diffset import load_pairs, write_pairs
 from c_diffset.commands import prepare
 from c_diffset.data.pairs import read_pair
+from c_diffset.files import make_own
 from c_diffset.hub.publish_pairs import check_push, publish_pairs
 from tests.hub.conftest import names_below
 
@@ -81,10 +83,36 @@ def test_what_is_no_image_is_not_sent(tmp_path):
     write_pairs(tmp_path / "pairs", 1, size=32, split="train")
     (tmp_path / "secret").write_text("secret")
     image = next((tmp_path / "pairs").rglob("eo/*.png"))
-    image.unlink()
-    image.symlink_to(tmp_path / "secret")
+    image.write_text("secret")
     with pytest.raises(ValueError, match="is no PNG, JPEG or TIFF"):
         publish_pairs(tmp_path / "pairs", "me/pairs", license="mit", dry_run=tmp_path / "out")
+    image.unlink()
+    image.symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match="lies outside"):
+        publish_pairs(tmp_path / "pairs", "me/pairs", license="mit", dry_run=tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == []
+
+
+def test_splits_stay_in_their_folder(tmp_path):
+    write_pairs(tmp_path / "pairs", 1, size=32, split="train")
+    row = json.loads((tmp_path / "pairs/train/metadata.jsonl").read_text())
+    (tmp_path / "pairs/train/metadata.jsonl").rename(tmp_path / "pairs/old.jsonl")
+    names = {key: f"train/{value}" for key, value in row.items() if key.endswith("_file_name")}
+    for split in ("../../out", "a b", "a\n---\nlicense: mit"):
+        (tmp_path / "pairs/metadata.jsonl").write_text(json.dumps(row | names | {"split": split}) + "\n")
+        with pytest.raises(ValueError, match=f"{re.escape(repr(split))} cannot be"):
+            publish_pairs(tmp_path / "pairs", "me/pairs", license="mit", dry_run=tmp_path / "new")
+
+
+def test_what_a_killed_publish_leaves_is_cleared_by_the_next(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    write_pairs(tmp_path / "pairs", 1, size=32, split="train")
+    left = tmp_path / "home/c_diffset/me--pairs"
+    make_own(left)
+    (left / "data").mkdir()
+    (left / "data/train-00000-of-00001.parquet").write_text("half")
+    publish_pairs(tmp_path / "pairs", "me/pairs", license="mit")
+    assert list((tmp_path / "home/c_diffset").iterdir()) == []
 
 
 def test_prepared_pairs_are_pushed_again_after_a_lost_connection(hub, tmp_path, capsys):

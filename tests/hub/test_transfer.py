@@ -43,6 +43,7 @@ np.savez(out, with_package=with_package, without=translate(pipe), ids=rows["id"]
 """
 
 
+@pytest.mark.slow
 def test_what_was_published_loads_from_the_hub(hub, model, tmp_path):
     """In another process, whose client has the loopback Hub as its only one; and the token is written nowhere."""
     write_pairs(tmp_path / "pairs", 2, size=32, split="test")
@@ -76,6 +77,7 @@ def test_what_was_published_loads_from_the_hub(hub, model, tmp_path):
     assert not [content for content in sent + kept if TOKEN.encode() in content]
 
 
+@pytest.mark.slow
 def test_training_publishes_its_result(hub, tmp_path, monkeypatch):
     AcceleratorState._reset_state(reset_partial_state=True)
     write_pairs(tmp_path / "pairs", 2, size=32, split="train")
@@ -98,7 +100,12 @@ def test_training_publishes_its_result(hub, tmp_path, monkeypatch):
         with pytest.raises(PermissionError, match="no token"):  # before any work
             finetune(config)
     assert not (tmp_path / "run/pipeline").exists() and not hub.calls
-    folder = finetune(config)
+    hub.drop = {"commit": 0}
+    stays = "Nothing was committed.*The training is complete, and stays in .*: publish it with `c-diffset publish .*"
+    with pytest.raises(OSError, match=stays):
+        finetune(config)
+    hub.drop = {}
+    folder = finetune(config)  # there is nothing left to train
     repo = hub.model(REPO)
     assert repo.private and {"README.md", "mlm.json", "pipeline.py", "model_index.json"} <= set(repo.files)
     assert repo.files["unet/config.json"] == (folder / "unet/config.json").read_bytes()
