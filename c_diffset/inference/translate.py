@@ -263,10 +263,8 @@ class _Job:
             self.lines.complete(source, outputs, made)
         if made != settings:
             other = sorted(key for key in settings if (made or {}).get(key) != settings[key])
-            text = (
-                "does not say how it was made" if made is None else f"was made with other settings ({', '.join(other)})"
-            )
-            print(one_line(f"kept: {outputs.eo} {text}: --overwrite redoes it"), file=sys.stderr)
+            how = f"was made with other settings ({', '.join(other)})" if made else "does not say how it was made"
+            print(one_line(f"kept: {outputs.eo} {how}: --overwrite redoes it"), file=sys.stderr)
 
 
 def one_line(text: str) -> str:

@@ -34,7 +34,9 @@ def translate_batch(
         fail: told of an image that cannot be read or written, which does not stop the others.
     """
     pipe, options = translator.pipe, translator.options
-    for group in batches_of_one_size(_read(batch, pipe, fail), lambda item: item[1].shape[:2], options.batch_size):
+    for group in batches_of_one_size(
+        _read(batch, wanted, pipe, fail), lambda item: item[1].shape[:2], options.batch_size
+    ):
         if not any(source in wanted for source, _ in group):
             continue
         generators = [noise_generator(options.seed, crc32(source.name.encode())) for source, _ in group]
@@ -58,7 +60,7 @@ def translate_batch(
 
 
 def _read(
-    batch: list[Path], pipe: CDiffSETPipeline, fail: Callable[[Path, str], None]
+    batch: list[Path], wanted: dict[Path, Outputs], pipe: CDiffSETPipeline, fail: Callable[[Path, str], None]
 ) -> Iterator[tuple[Path, np.ndarray]]:
     """The images that can be read and fit the model."""
     for source in batch:
@@ -68,7 +70,8 @@ def _read(
                 raise ValueError("every pixel is zero (an all-black image)")
             sar_to_tensor(sar, pipe.config.sar_transform)
         except (ValueError, OSError) as error:
-            fail(source, str(error))
+            if source in wanted:  # else it is finished, and has only changed since
+                fail(source, str(error))
         else:
             yield source, sar
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ACCELERATE, write_raster
+from tests.helpers import ACCELERATE, write_png, write_raster
 from tests.inference.test_scene import UTM, display
 
 pytestmark = pytest.mark.slow
@@ -39,23 +39,26 @@ def command(launch: list[str], scenes: Path, output: Path, *options: str) -> lis
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix == ".tif"}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix in (".tif", ".png")}
 
 
 def test_two_processes_write_what_one_writes(scenes, tmp_path):
     two = [ACCELERATE, "launch", "--multi_gpu", "--num_processes", "2"]
+    for number in range(5):  # one batch of four, and one
+        write_png(scenes / f"image{number}.png", display(40 + 8 * (number == 1), 40))
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}  # how two processes start without a GPU
     outputs = []
     for launch in ([sys.executable], two):
         out = tmp_path / f"out{len(outputs)}"
         done = subprocess.run(command(launch, scenes, out), capture_output=True, text=True, env=environment)
-        assert done.returncode == 1 and "4 written, 0 there already, 1 failed" in done.stdout, done.stderr
+        assert done.returncode == 1 and "9 written, 0 there already, 1 failed" in done.stdout, done.stderr
         assert "broken.tif" in done.stderr
         lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
-        assert sorted(Path(line["input"]).stem for line in lines) == ["large", "small0", "small1", "small2"]
+        finished = sorted(Path(line["input"]).stem for line in lines)
+        assert finished == [*(f"image{n}" for n in range(5)), "large", "small0", "small1", "small2"]
         assert not [path for path in out.iterdir() if path.name.startswith(".")]
         outputs.append(contents(out))
-    assert len(outputs[0]) == 8
+    assert len(outputs[0]) == 18
     assert outputs[0] == outputs[1]
 
 

@@ -56,6 +56,15 @@ def test_what_is_finished_does_not_change_what_is_left(model, images, tmp_path):
         assert contents(out) == whole
 
 
+def test_a_finished_input_that_is_damaged_later_is_no_failure(model, images, tmp_path):
+    out = tmp_path / "out"
+    translate([str(images / "0[12].png")], model, str(out))
+    (images / "01.png").write_bytes(b"")
+    (out / "02.png").unlink()
+    result = translate([str(images / "0[12].png")], model, str(out))
+    assert not result.failed and [path.name for path in result.written] == ["02.png"]
+
+
 def test_other_settings_are_said_for_images_too(model, images, tmp_path, capsys):
     out = tmp_path / "out"
     translate([str(images / "0[14].*")], model, str(out))
