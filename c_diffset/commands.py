@@ -1,6 +1,7 @@
 """Commands that join packages which do not know each other: prepare, train, then publish."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -133,8 +134,10 @@ def _train_and_publish(train: Callable[[RunConfig], Path], config: RunConfig) ->
         try:
             (publish if is_pipeline else publish_autoencoder)(folder, repo, private=private)
         except (ValueError, OSError) as error:
-            command = f"c-diffset publish {folder} --repo {repo}" if is_pipeline else f"hf upload {repo} {folder}"
+            place = shlex.quote(str(folder))
+            command = f"c-diffset publish {place} --repo {repo}" if is_pipeline else f"hf upload {repo} {place}"
             command += " --private" * private
-            message = f"{error} The training is complete, and stays in {folder}: publish it with `{command}`"
+            reason = str(error).rstrip(".")
+            message = f"{reason}. The training is complete, and stays in {folder}: publish it with `{command}`"
             raise (ValueError if isinstance(error, ValueError) else OSError)(message) from error
     return folder

@@ -130,6 +130,7 @@ def check_card(content: str) -> None:
     assert content.isascii() or all(sign.isprintable() or sign == "\n" for sign in content)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_folder(valid, tmp_path_factory, data):
@@ -149,6 +150,7 @@ def test_any_folder(valid, tmp_path_factory, data):
         json.loads((out / "mlm.json").read_text(), parse_constant=pytest.fail)
 
 
+@pytest.mark.slow
 @settings(max_examples=120, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_settings(valid, data):
@@ -157,6 +159,7 @@ def test_any_settings(valid, data):
     check_outcome(lambda: model_card(Facts(REPO, pipe, "unknown", run=read_run(model), base_model=base_of(model))))
 
 
+@pytest.mark.slow
 @settings(max_examples=120, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_report(valid, data):
