@@ -74,7 +74,7 @@ def prepare(
 
 
 def _read_summary(out: Path, layout: str) -> Summary:
-    """What an earlier call wrote; FileExistsError where it was of another layout, or is no summary."""
+    """The summary that an earlier call wrote; FileExistsError where it is of another layout, or no summary."""
     try:
         summary = Summary(**json.loads((out / "summary.json").read_text(encoding="utf-8")))
     except (ValueError, TypeError):
@@ -124,7 +124,7 @@ def run_tool(command: str) -> None:
 
 
 def _train_and_publish(train: Callable[[RunConfig], Path], config: RunConfig) -> Path:
-    """What the Hub needs is checked before hours of work, and what they gave stays where publishing fails."""
+    """Check what the Hub needs before hours of work, then train and publish; the model stays where publishing fails."""
     repo, private = config.push_to_hub, config.push_private
     if repo:
         check_target(repo)

@@ -20,7 +20,7 @@ MAGIC = {  # what files of each kind begin with
     "jpeg": (b"\xff\xd8\xff",),
     "tiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
 }
-YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # plain values alone, either of them
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # both read plain values only
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 

@@ -19,7 +19,7 @@ from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 AUTOENCODER_TEMPLATE = Path(__file__).with_name("autoencoder_card.md.j2")
 TAGS = ["sar", "eo", "remote-sensing", "earth-observation", "image-to-image", "diffusion", "c_diffset"]
-LARGEST_CARD = 2**20  # signs
+LARGEST_CARD = 2**20  # characters
 
 
 @dataclass
@@ -130,5 +130,5 @@ def quality_columns(report: Report | None) -> dict[str, dict[str, float]]:
 
 
 def without_folders(reason: str) -> str:
-    """A sentence in which of every path the last part alone remains."""
+    """The sentence with every path cut down to its last part."""
     return re.sub(r"(?<![\w/:])/(?:[^\s/]+/)*", "", reason)

@@ -16,7 +16,7 @@ from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, count_bands
 
 INDEX, CODE = "model_index.json", "pipeline.py"
 GENERATED = (CODE, "README.md", "mlm.json", "checksums.sha256", "grid.png")
-LICENSE_FILE = "LICENSE"  # goes along where there is one
+LICENSE_FILE = "LICENSE"  # is published too where there is one
 COMPONENTS = {  # each component's configuration, and the stock classes that it may be of
     "unet": ("config.json", "diffusers", ("UNet2DConditionModel", "UNet2DModel")),
     "vae": ("config.json", "diffusers", ("AutoencoderKL", "AutoencoderTiny")),

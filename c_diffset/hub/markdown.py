@@ -1,4 +1,4 @@
-"""Text from files, made fit for its place on a card: whatever it holds, it stays text, in one line."""
+"""Text from files, made fit for its place on a card: whatever it holds, it is shown as text in one line."""
 
 import re
 

@@ -25,7 +25,7 @@ from c_diffset.hub.repository import UNTOUCHED, Repository, check_token
 TEMPLATE = Path(__file__).with_name("pairs_card.md.j2")
 SHARD_BYTES = 500_000_000
 GROUP_ROWS = 100  # pairs in memory at a time, and in one row group
-ORDER = ("train", "validation", "test")  # others after them
+ORDER = ("train", "validation", "test")  # other splits come after these
 MANIFEST = "pairs.json"  # which pairs these are: tells another data set from a new state of this one
 SHOWN_SUFFIXES = (".png", ".jpg", ".jpeg")  # what the Hub can show; float rasters stay undecoded files
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -130,7 +130,7 @@ def _work_folder(repo: str) -> Iterator[Path]:
 
 def _open(source: str | os.PathLike) -> dict[str, Dataset]:
     names = list_splits(source)
-    for name in names:  # they become names of files
+    for name in names:  # the names of splits become names of files
         if not re.fullmatch(r"\w+([.-]\w+)*", name):
             raise ValueError(f"{source}: the split {plain(repr(name))} cannot be published: expected letters, digits")
     names = sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))

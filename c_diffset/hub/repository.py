@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from c_diffset import __version__
 
-UNTOUCHED = (".gitattributes",)  # the Hub's own
+UNTOUCHED = (".gitattributes",)  # files that belong to the Hub itself
 
 
 def check_token() -> None:

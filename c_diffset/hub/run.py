@@ -1,4 +1,4 @@
-"""What a training run says of the pipeline in its folder: settings, updates, and what it was trained from."""
+"""What a training run says about the pipeline in its folder: settings, updates, and what it was trained from."""
 
 import json
 from dataclasses import dataclass

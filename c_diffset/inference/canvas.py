@@ -1,4 +1,4 @@
-"""A whole scene through a diffusion model: one canvas, one field of noise, and tiles only as the model's view of it.
+"""A whole scene through a diffusion model: one canvas and one field of noise, which the model sees in tiles.
 
 At every step the model sees all overlapping tiles; what it predicts is blended on the canvas before the scheduler's
 step, so that tiles agree at every noise level (joint diffusion over windows: MultiDiffusion, Bar-Tal et al., arXiv
@@ -70,7 +70,7 @@ class Store:
             self.arrays[key] = pages
             return
         try:
-            np.save(self._path(key), np.ascontiguousarray(array))  # else element by element
+            np.save(self._path(key), np.ascontiguousarray(array))  # other arrays are written element by element
         except OSError as error:
             raise OSError(f"{self.folder} cannot be written ({error}): is the disk full?") from error
 
@@ -114,8 +114,8 @@ class Sampling:
 
     Attributes:
         steps: number of inference steps.
-        seed: of the noise field.
-        batch_size: tiles that the model sees together; what they give does not depend on who shares the work.
+        seed: random seed of the noise field.
+        batch_size: tiles that the model sees together; the result does not depend on which process has which tiles.
     """
 
     steps: int
@@ -129,7 +129,7 @@ class Work:
 
     Attributes:
         team: the processes that share the scene.
-        folder: for what outgrows the memory limit, or has to be seen by other processes; None keeps all in memory.
+        folder: where arrays go that outgrow the memory limit or that other processes need; None keeps all in memory.
         progress: called with the number of tile passes done.
     """
 
@@ -177,11 +177,11 @@ class SceneCanvas:
             self.decode()
 
     def encode(self) -> None:
-        """SAR tiles to latents, one by one: an autoencoder fills any machine with one tile, and memory with several.
+        """SAR tiles to latents, one by one: one tile keeps an autoencoder busy, and several would fill the memory.
 
         Tiles without a valid pixel are left out from here on.
         """
-        active, behind = [], None  # the tile before, which a GPU is still at while the next one is read
+        active, behind = [], None  # the tile before this one, which a GPU still works on while this one is read
         with self.team.phase():
             for tile in [*self.team.mine(list(range(len(self.tiling.boxes)))), None]:
                 sar = None if tile is None else self._read_tile(tile)
@@ -353,10 +353,10 @@ def translate_windows(
         valid: bool H x W; by default where every band is finite, and not 0 in linear units.
         origin: row and column of the first pixel on the ground: the same ground gets the same noise.
         num_inference_steps: the model's own number when None.
-        seed: of the noise field.
+        seed: random seed of the noise field.
         tile_size, overlap: in pixels, multiples of `pipe.size_multiple`; see `tile_sides`.
         batch_size: tiles that the model sees together.
-        folder: for what outgrows the memory; None keeps everything in memory, which then grows with the scene.
+        folder: where large arrays go; None keeps everything in memory, which then grows with the scene.
 
     Raises:
         ValueError: the image or an argument does not fit the model.

@@ -21,7 +21,7 @@ SYNTHETIC = (
 
 
 class CogWriter:
-    """A COG; a context manager, after which it is complete in `folder`, and `publish` gives it its name.
+    """A COG in the making; after its context it is complete in `folder`, and `publish` gives it its name.
 
     Blocks of 512, deflate, overviews. Images are uint8 RGB with an internal mask; maps are float32, NaN where invalid.
 
@@ -67,7 +67,7 @@ class CogWriter:
         with self._writing():
             if error is None:
                 factors = [2**level for level in range(1, 32) if max(self.raster.shape) > BLOCK * 2 ** (level - 1)]
-                self.raster.build_overviews(factors, Resampling.average)  # twice as fast as by the COG driver
+                self.raster.build_overviews(factors, Resampling.average)  # this is twice as fast as the COG driver
             self.raster.close()
             if error is None:
                 self._finish()
@@ -81,7 +81,7 @@ class CogWriter:
             raise OSError(f"{self.target} cannot be written ({error}): is the disk full?") from error
 
     def _finish(self) -> None:
-        # level 1: on such images the files of level 6 are smaller by less than 1 %, and take a third longer
+        # compression of level 1: files of level 6 are smaller by less than 1 % on such images, and take a third longer
         options = {"compress": "DEFLATE", "level": 1, "blocksize": BLOCK, "predictor": "YES", "num_threads": "ALL_CPUS"}
         options |= {"bigtiff": "IF_SAFER", "sparse_ok": True}
         rasterio.shutil.copy(self.plain, self.partial, driver="COG", **options)

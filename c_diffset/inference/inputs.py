@@ -22,7 +22,7 @@ class Outputs(NamedTuple):
 
     @property
     def files(self) -> list[Path]:
-        """Those that are wanted."""
+        """The files that are wanted."""
         return [path for path in self if path is not None]
 
 

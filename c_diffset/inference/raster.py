@@ -29,7 +29,7 @@ from c_diffset.sar.radiometry import (
 )
 from c_diffset.sar.speckle import HALO, refined_lee
 
-MAX_PIXELS = 2 * 10**9  # five Sentinel-1 scenes
+MAX_PIXELS = 2 * 10**9  # about five Sentinel-1 scenes
 FILL_MARGIN = 13  # pixels around a window that missing pixels are filled from before speckle is filtered
 SAMPLES = 8  # windows along each axis that units are detected in
 
@@ -306,7 +306,7 @@ def find_crs(text: str) -> CRS:
     """
     try:
         if "://" in text:
-            raise ValueError("addresses are not looked up")  # GDAL would
+            raise ValueError("addresses are not looked up")  # GDAL would look them up
         with gdal():
             crs = CRS.from_user_input(text)
     except (ValueError, OSError) as error:

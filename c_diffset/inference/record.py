@@ -1,4 +1,4 @@
-"""What finished outputs say of how they were made, each by itself, and all of them in the manifest of their folder."""
+"""How outputs were made: each finished file says it by itself, and the manifest of the folder says it of all."""
 
 import json
 import time
@@ -10,7 +10,7 @@ from c_diffset.files import file_sha256
 from c_diffset.inference.inputs import Outputs, is_raster
 from c_diffset.sar.gdal import open_raster
 
-TAG = "SETTINGS"  # of TIFF and PNG; a JPEG has them as its comment
+TAG = "SETTINGS"  # the tag of TIFF and PNG files; a JPEG file has the settings as its comment
 
 
 def settings_in(path: Path) -> dict | None:
@@ -23,7 +23,7 @@ def settings_in(path: Path) -> dict | None:
             with PIL.Image.open(path, formats=("PNG", "JPEG")) as image:
                 text = image.info.get(TAG) or image.info.get("comment")
         settings = json.loads(text or "null")
-    except Exception:  # whatever it is, a file that cannot be read says nothing
+    except Exception:  # a file that cannot be read, for whatever reason, says nothing
         return None
     return settings if isinstance(settings, dict) else None
 

@@ -27,7 +27,7 @@ from c_diffset.sar.gdal import gdal, open_raster, reading, sidecar
 from c_diffset.sar.safe import calibrate_safe, is_safe
 
 SCRATCH = "scene.tif"  # in the work folder
-SWATH_BYTES = 64 * 2**20  # that GDAL copies at once
+SWATH_BYTES = 64 * 2**20  # bytes that GDAL copies at once
 KEPT_TAGS = ("AREA_OR_POINT", "PRODUCT", "ACQUISITION_START")
 
 
@@ -57,7 +57,7 @@ class Translator:
 
     Attributes:
         pipe: the model.
-        options: how scenes are read, and all is translated.
+        options: how scenes are read, and how images and scenes are translated.
         model: what names the model in the tags: "model", "revision", "vae".
     """
 
@@ -149,7 +149,7 @@ def run_scene(
                 describe_place(path, raster.raster)
             tiling = scene_tiling(pipe, raster, *tile_sides(pipe, options.tile_size, options.overlap))
             passes = len(tiling.boxes) * (translator.steps + 2)
-            pixels = raster.size[0] * raster.size[1] / passes  # that one of a tile's passes stands for
+            pixels = raster.size[0] * raster.size[1] / passes  # pixels that one pass of a tile stands for
             sampling = Sampling(translator.steps, options.seed, options.batch_size)
             canvas = SceneCanvas(raster, pipe, tiling, sampling, Work(team, folder, lambda n: progress(n * pixels)))
         canvas.run()
@@ -168,7 +168,7 @@ def work_folder(folder: Path) -> Iterator[None]:
     lock = folder.with_name(f"{folder.name}.lock")
     with locked(lock, "another process is translating this scene into the same folder"):
         if folder.is_symlink() or (folder.exists() and any(folder.iterdir())):
-            remove_own(folder)  # of a process that was killed
+            remove_own(folder)  # what a killed process has left
         make_own(folder)
         try:
             yield
@@ -254,7 +254,7 @@ def write_outputs(canvas: SceneCanvas, raster: SarRaster, outputs: Outputs, fold
                 trust.write(window.box, np.stack(maps), window.valid)
     if outputs.confidence is not None:
         trust.publish()
-    eo.publish()  # the image last: where it stands, its confidence belongs to it
+    eo.publish()  # the image comes last: where it stands, its confidence is complete
     if not any_valid:
         warnings.warn(f"{raster.path} has no valid pixel: the image is all masked", stacklevel=2)
     if outputs.item is not None:

@@ -175,7 +175,7 @@ def _footprint(raster: rasterio.DatasetReader) -> dict | None:
     elif points and _on_earth(crs):
         try:
             outline, crs = _hull([(point.x, point.y) for point in points], crs)
-        except QhullError:  # fewer than three points, or all on a line
+        except QhullError:  # there are fewer than three points, or all lie on a line
             return None
     else:
         return None
@@ -184,7 +184,7 @@ def _footprint(raster: rasterio.DatasetReader) -> dict | None:
 
 
 def _on_earth(crs: CRS | None) -> bool:
-    """Not so of no system, nor of a local one that names no place."""
+    """Whether a coordinate system places a raster on the Earth; a local one, or none at all, does not."""
     return crs is not None and (crs.is_geographic or crs.is_projected)
 
 

@@ -29,7 +29,7 @@ class Team:
         error = None
         try:
             yield
-        except Exception as caught:  # whatever it is, the others must not wait for this process
+        except Exception as caught:  # of any type: the others must not wait for this process
             error = caught
         errors = self.gather([] if error is None else [describe(error)])
         if error is not None:
@@ -39,7 +39,7 @@ class Team:
 
 
 def describe(error: Exception) -> str:
-    """What happened; with its type where it is none of those that speak for themselves."""
+    """The message of an error, with its type unless that is one of those whose messages are complete."""
     return str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
 
 

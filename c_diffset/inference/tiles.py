@@ -1,4 +1,4 @@
-"""Overlapping tiles over a canvas that is anchored to the ground, and how what they hold is blended.
+"""Overlapping tiles over a canvas that is anchored to the ground, and how their values are blended.
 
 A canvas pixel is a latent pixel, or an image pixel in pixel space. Positions on the ground are counted in canvas pixels
 from the origin of the coordinate system, so that two scenes of one pixel grid have the same tiles, and the same noise,
@@ -83,7 +83,7 @@ class Tiling:
         size: its height and width.
         tile: side of a tile; those at the ends of the canvas may be smaller.
         overlap: the least that neighbours share, on which they are blended.
-        multiple: of which all of these are multiples.
+        multiple: a number that all of these are multiples of.
     """
 
     origin: tuple[int, int]
@@ -100,7 +100,7 @@ class Tiling:
 
     @cached_property
     def _spans(self) -> list[list[tuple[int, int]]]:
-        """Of rows, and of columns."""
+        """The spans of the tiles along the rows, and those along the columns."""
         axes = zip(self.origin, self.size, strict=True)
         return [tile_spans(*axis, self.tile, self.overlap, self.multiple) for axis in axes]
 
