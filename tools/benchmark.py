@@ -1,22 +1,23 @@
 """Speed of training and sampling against their floors: python tools/benchmark.py [--quick true] [--json_file FILE]
 
 Ratios are taken within one run: the two sides alternate, and the median of their times counts, so that a machine whose
-speed drifts does not change them. Everything runs on generated data and random weights. FLOPs are 2 x multiply-adds of
-matrix products and convolutions; a training step is three forward passes. No test depends on a time.
+speed drifts does not change them. All is measured in the precision that the machine is fast in. Everything runs on
+generated data and random weights. FLOPs are 2 x multiply-adds of matrix products and convolutions; a training step is
+three forward passes. No test depends on a time.
 """
 
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
-from benchmark_scenes import scene_figures
+from benchmark_scenes import scene_parts
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from jsonargparse import auto_cli
+from timing import alternate, fast_precision, seconds, table, turns
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -46,6 +47,7 @@ SD_UNET = dict(
     attention_head_dim=(5, 10, 20, 20),
     use_linear_projection=True,
 )
+MIXED = {"float32": "no", "bfloat16": "bf16"}
 SD_VAE = dict(
     block_out_channels=(128, 256, 512, 512),
     down_block_types=("DownEncoderBlock2D",) * 4,
@@ -53,24 +55,6 @@ SD_VAE = dict(
     layers_per_block=2,
     latent_channels=4,
 )
-
-
-def seconds(function: Callable[[], object]) -> float:
-    """Wall-clock time of one call, the device's queue included."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def alternate(first: Callable, second: Callable, rounds: int) -> tuple[float, float]:
-    """Median times of two functions that take turns, after one call of each."""
-    first(), second()
-    times = [(seconds(first), seconds(second)) for _ in range(rounds)]
-    return statistics.median(a for a, _ in times), statistics.median(b for _, b in times)
 
 
 class FlopCounter(TorchDispatchMode):
@@ -124,7 +108,7 @@ def sd_one_step_bounds(size: int = 512) -> dict:
     return bounds
 
 
-def one_step_speedup(folder: Path, rounds: int) -> dict:
+def one_step_speedup(folder: Path, rounds: int, precision: str) -> dict:
     """A teacher's 50 steps over its student's one, whole images, same batch and precision; and the bound from FLOPs."""
     model = settings(folder, False).model
     model.unet = SmallUNetConfig([64, 128, 256], layers_per_block=1)
@@ -135,12 +119,13 @@ def one_step_speedup(folder: Path, rounds: int) -> dict:
         time_aware=TimeAwareConfig(regression="data"),
     )  # fmt: skip
     student = build_student(config, teacher)
-    for pipe in (teacher, student):
-        pipe.set_progress_bar_config(disable=True)
     sar, image = torch.rand(4, 1, 256, 256), torch.rand(4, 3, 256, 256)
     latents = torch.randn(4, 4, 32, 32)
     encode, decode = flops(lambda: teacher.vae.encode(image)), flops(lambda: teacher.vae.decode(latents))
     bound = one_step_bound(encode, flops(lambda: teacher.unet(latents.repeat(1, 2, 1, 1), 500)), decode)
+    for pipe in (teacher, student):
+        pipe.set_progress_bar_config(disable=True)
+        pipe.to(getattr(torch, precision))
     many, one = alternate(lambda: teacher(sar, 50), lambda: student(sar), rounds)
     return {
         "teacher_50_steps_seconds_per_image": many / 4,
@@ -214,11 +199,11 @@ def prepared(config: FinetuneConfig) -> tuple[Finetune, object]:
     return task, accelerator
 
 
-def cache_speedup(folder: Path, rounds: int) -> dict:
+def cache_speedup(folder: Path, rounds: int, precision: str) -> dict:
     """Images a second with and without the latent cache, loader included; and of the loaders alone."""
     sides, loaders = [], []
     for cache in (True, False):
-        config = settings(folder, cache)
+        config = settings(folder, cache, mixed_precision=MIXED[precision])
         task, accelerator = prepared(config)
         batches = iter(task.loader(accelerator, 0))
         sides.append(lambda t=task, a=accelerator, b=batches: t.train_batch(a, next(b), 0))
@@ -234,10 +219,11 @@ def cache_speedup(folder: Path, rounds: int) -> dict:
     }
 
 
-def loop_overhead(folder: Path, rounds: int) -> dict:
+def loop_overhead(folder: Path, rounds: int, precision: str) -> dict:
     """An update of the real loop, as its own log has it, over forward, backward, clipping and optimiser alone."""
     updates = 10
-    config = settings(folder, True, max_steps=3 * updates, log_every=updates, checkpoint_every=10**6, resume=False)
+    steps = {"max_steps": 3 * updates, "log_every": updates, "checkpoint_every": 10**6, "resume": False}
+    config = settings(folder, True, mixed_precision=MIXED[precision], **steps)
     bare_task, bare_accelerator = prepared(config)
     batch = next(iter(bare_task.loader(bare_accelerator, 0)))
     bare_optimizer = torch.optim.AdamW(bare_task.model.parameters(), lr=1e-5)
@@ -262,16 +248,16 @@ def loop_overhead(folder: Path, rounds: int) -> dict:
     return {"loop_seconds_per_update": loop, "bare_seconds_per_update": alone, "loop_overhead": loop / alone - 1}
 
 
-def sampling_overhead(folder: Path, rounds: int, space: str) -> dict:
+def sampling_overhead(folder: Path, rounds: int, precision: str, space: str) -> dict:
     """A step of the pipeline, encoding and decoding left out, over the bare UNet call."""
     vae = None if space == "pixel" else AutoencoderTiny.from_pretrained(folder / "vae")
     config = settings(folder, False)
     config.model.vae = None if vae is None else config.model.vae
-    pipe = build_pipeline(config.model)
+    pipe = build_pipeline(config.model).to(getattr(torch, precision))
     pipe.set_progress_bar_config(disable=True)
     sar = torch.rand(4, 1, 64, 64) if space == "pixel" else torch.rand(4, 1, 512, 512)
     channels = pipe.unet.config.in_channels
-    sample = torch.randn(4, channels, 64, 64)
+    sample = torch.randn(4, channels, 64, 64, dtype=pipe.unet.dtype)
     few, many = 5, 25
 
     @torch.no_grad()
@@ -285,35 +271,39 @@ def sampling_overhead(folder: Path, rounds: int, space: str) -> dict:
         return long - short
 
     bare(), sampled()
-    ratios = [sampled() / seconds(bare) for _ in range(rounds)]
+    ratios = [sampled() / seconds(bare) for _ in turns(rounds)]
     return {f"sampling_overhead_{space}": statistics.median(ratios) - 1}
 
 
 def benchmark(quick: bool = False, json_file: str | None = None) -> None:
-    """Run all, print a table.
+    """Run all, print each row of the table as it is ready.
 
     Args:
         quick: few rounds: a smoke test, no measurement.
         json_file: also write the figures to this file.
     """
     set_seed(0)
-    rounds = 2 if quick else 9
+    rounds, precision = 2 if quick else 9, fast_precision()
+    print(f"measured in {precision} on {torch.get_num_threads()} threads", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_pairs(folder / "pairs", 16, size=256)
+        write_pairs(folder / "pairs", 8, size=256)
         AutoencoderTiny().save_pretrained(folder / "vae")
-        figures = sd_flops()
-        figures |= cache_speedup(folder, 2 * rounds)
-        figures |= loop_overhead(folder, 1 if quick else 3)
-        for space in ("pixel", "latent"):
-            figures |= sampling_overhead(folder, rounds, space)
-        figures |= sd_one_step_bounds()
-        figures |= one_step_speedup(folder, rounds)
-        figures |= adversarial_flops(folder)
-        figures |= scene_figures(str(folder / "teacher"), folder, steps=[1] if quick else [1, 4], quick=quick)
-    figures |= {"torch_threads": torch.get_num_threads(), "cuda": torch.cuda.is_available()}
-    for key, value in figures.items():
-        print(f"{key:<42} {value:.4g}")
+        figures = table(
+            [
+                ("the latent cache, from FLOPs", sd_flops),
+                ("the latent cache", lambda: cache_speedup(folder, 2 * rounds, precision)),
+                ("the training loop", lambda: loop_overhead(folder, 1 if quick else 3, precision)),
+                ("sampling in pixel space", lambda: sampling_overhead(folder, rounds, precision, "pixel")),
+                ("sampling in latent space", lambda: sampling_overhead(folder, rounds, precision, "latent")),
+                ("one step over 50, from FLOPs", sd_one_step_bounds),
+                ("one step over 50", lambda: one_step_speedup(folder, rounds, precision)),
+                ("the critic, from FLOPs", lambda: adversarial_flops(folder)),
+            ]
+        )
+        model, steps = str(folder / "teacher"), [1] if quick else [1, 4]
+        figures |= table(scene_parts(model, folder, steps, precision, quick=quick, limit=60 if quick else 600))
+    figures |= {"precision": precision, "torch_threads": torch.get_num_threads(), "cuda": torch.cuda.is_available()}
     if json_file:
         Path(json_file).write_text(json.dumps(figures, indent=2))
 

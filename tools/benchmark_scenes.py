@@ -4,12 +4,11 @@ Part of `tools/benchmark.py`, on random weights; by itself on any model of displ
 python tools/benchmark_scenes.py MODEL [--steps [1,50]] [--ground IMAGE.tif] [--scenes [SCENE.tif, ...]]
 """
 
-import statistics
+import math
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import torch
 from jsonargparse import auto_cli
 from rasterio.transform import from_origin
 from rasterio.windows import Window
+from timing import alternate, seconds, table
 
 from c_diffset.inference.canvas import Sampling, SceneCanvas, Work, scene_tiling, translate_windows
 from c_diffset.inference.raster import SarRaster
@@ -158,18 +158,7 @@ def scene_speed(scene: Path, folder: Path, pipe: CDiffSETPipeline, rounds: int, 
     }
 
 
-def alternate(first: Callable, second: Callable, rounds: int) -> tuple[float, float]:
-    """Median times of two functions that take turns, after one call of each."""
-    times: tuple[list, list] = [], []
-    for number in range(rounds + 1):
-        for function, taken in zip((first, second), times, strict=True):
-            start = time.perf_counter()
-            function()
-            taken += [time.perf_counter() - start] * (number > 0)
-    return statistics.median(times[0]), statistics.median(times[1])
-
-
-def scene_figures(
+def scene_parts(
     model: str,
     folder: Path,
     steps: list[int],
@@ -177,24 +166,48 @@ def scene_figures(
     ground: str | None = None,
     scenes: list[str] | None = None,
     quick: bool = False,
-) -> dict:
-    """All of the above; arguments as for `benchmark_scenes`, and a folder for scenes and outputs."""
-    pipe, figures = load_pipeline(model, dtype=dtype), {}
+    limit: float = math.inf,
+) -> Iterator[tuple[str, Callable[[], dict]]]:
+    """What to measure, and how, for `table`.
+
+    Arguments as for `benchmark_scenes`, a folder for scenes and outputs, and a limit in seconds: scenes are no larger
+    than the machine translates in a part of it, and what it would need more time for is left out.
+    """
+    pipe = load_pipeline(model, dtype=dtype)
     if ground is None:
         image = generated_ground(1024)
     else:
         with rasterio.open(ground) as raster:
             image = np.maximum(raster.read(1), 1)
-    sides = (256, 512) if quick else (2000, 10_000)
-    paths = [write_scene(folder / f"{side}.tif", image, side) for side in sides]
-    speed = write_scene(folder / "speed.tif", image, 512 if quick else 4000)
-    for path in [*paths, *map(Path, scenes or [])]:
-        figures[f"scene_peak_memory_mb_{path.stem}"] = peak_memory(model, path, folder / "memory", dtype)
-    figures |= scene_speed(speed, folder / "speed", pipe, 1 if quick else 5, confidence=False)
+    trial = write_scene(folder / "trial.tif", image, 256 if quick else 1024)
+    once = SceneOptions(1, tile_size=TILE, overlap=OVERLAP)
+    pixels_per_second = (256 if quick else 1024) ** 2 / seconds(
+        lambda: translate_scene(trial, pipe, folder / "out", once)
+    )
+
+    def scene(side: float) -> Path:
+        return write_scene(folder / f"{int(side)}.tif", image, int(side))
+
+    def affordable(side: int, share: float) -> float:
+        """At most that side, and no more than the machine translates within a share of the limit."""
+        return max(512, min(side, (share * limit * pixels_per_second) ** 0.5))
+
+    large = affordable(512 if quick else 10_000, 0.3)
+    for path in [scene(large / 5), scene(large), *map(Path, scenes or [])]:
+        found = lambda path=path: {  # noqa: E731
+            f"scene_peak_memory_mb_{path.stem}": peak_memory(model, path, folder / "memory", dtype)
+        }
+        yield f"the peak memory of the scene {path.stem}", found
+    speed = scene(affordable(512 if quick else 4000, 0.05))
+    rounds = 1 if quick else 5
+    yield f"the speed on the scene {speed.stem}", lambda: scene_speed(speed, folder / "speed", pipe, rounds, False)
     picture = np.tile(image, (2, 2))[:1536, :1536]
     for count in steps:
-        figures |= seams(picture, pipe, count) | differences(picture, pipe, count)
-    return figures
+        if 8 * count * picture.size / pixels_per_second > limit:  # eight translations
+            print(f"left out, too slow on this machine: seams at {count} steps", file=sys.stderr)
+            continue
+        yield f"seams, {count} steps", lambda count=count: seams(picture, pipe, count)
+        yield f"what changes the picture, {count} steps", lambda count=count: differences(picture, pipe, count)
 
 
 def benchmark_scenes(
@@ -205,7 +218,7 @@ def benchmark_scenes(
     scenes: list[str] | None = None,
     quick: bool = False,
 ) -> None:
-    """Print a table.
+    """Print each row of the table as it is ready.
 
     Args:
         model: folder or Hub id of a model of display values in one band.
@@ -216,8 +229,7 @@ def benchmark_scenes(
         quick: small scenes, a smoke test.
     """
     with tempfile.TemporaryDirectory() as name:
-        for key, value in scene_figures(model, Path(name), steps, dtype, ground, scenes, quick).items():
-            print(f"{key:<42} {value:.4g}")
+        table(scene_parts(model, Path(name), steps, dtype, ground, scenes, quick))
 
 
 if __name__ == "__main__":
