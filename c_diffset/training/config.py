@@ -1,7 +1,7 @@
 """The typed settings behind `train_configs/*.yaml`; an unknown key or a wrong value is an error before any work."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser, get_loader, set_loader
@@ -355,19 +355,19 @@ class DistillConfig(RunConfig):
         return self.method == "time_aware" and self.time_aware.regression == "teacher"
 
 
-def _checked(load: Callable) -> Callable:
-    """A loader of YAML that `check_yaml` looks at first."""
-
-    def load_checked(text: str):
-        check_yaml(text)
-        return load(text)
-
-    return load_checked
+any_yaml = get_loader("yaml")
 
 
-set_loader("yaml", _checked(get_loader("yaml")), (ValueError, TypeError, AttributeError, YAMLError))
+def checked_yaml(text: str) -> Any:
+    """What `jsonargparse` reads, where `check_yaml` lets it through."""
+    check_yaml(text)
+    return any_yaml(text)
 
 
+set_loader("yaml", checked_yaml, (ValueError, TypeError, AttributeError, YAMLError))
+
+
+@cache
 def config_parser(config_class: type, description: str) -> ArgumentParser:
     """A parser that reads `--config NAME_OR_FILE`, and every field of `config_class` as an option that overrides it."""
     usage = "%(prog)s --config RECIPE [--NAME VALUE ...]"
