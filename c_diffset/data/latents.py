@@ -92,13 +92,27 @@ def _append(file, array: np.ndarray) -> dict:
     return entry
 
 
+def _read_index(cache: Path) -> tuple[list[dict], np.ndarray]:
+    """The entries of a cache, and the numbers that they point into."""
+    try:
+        index = json.loads((cache / "index.json").read_text(encoding="utf-8"))
+        latents = np.memmap(cache / "latents.bin", dtype=np.float16, mode="r")
+        arrays = (array for row in index for versions in row["arrays"].values() for array in versions)
+        whole = all(array["offset"] + np.prod(array["shape"]) <= len(latents) for array in arrays)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise ValueError(f"the latent cache {cache} is damaged: remove it, and it is built again")
+    return index, latents
+
+
 class CachedPairs(TrainingPairs):
     """Training samples out of the cache: `sar` and `eo` are C x h x w latents, the rest is as in `TrainingPairs`."""
 
     def __init__(self, cache: str | Path, crop_size: int, factor: int, channels: int, **options):
-        index = json.loads((Path(cache) / "index.json").read_text())
+        index, latents = _read_index(Path(cache))
         super().__init__(index, {}, crop_size, noise_channels=channels, factor=factor, **options)
-        self.latents = np.memmap(Path(cache) / "latents.bin", dtype=np.float16, mode="r")
+        self.latents = latents
 
     def sample(self, row: dict, number: int) -> dict:
         """Training sample `number`, made of this row of the index."""

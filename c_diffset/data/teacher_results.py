@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from c_diffset.data.batches import TrainingPairs, shuffled_row
-from c_diffset.files import read_json, write_json, written_aside
+from c_diffset.files import locked, read_json, write_json, written_aside
 
 CHUNK = 64
 
@@ -51,10 +51,14 @@ def build_results(
     chunks = range(-(-count // CHUNK))
     missing = [chunk for chunk in chunks if not _chunk_file(folder, chunk).exists()]
     for chunk in tqdm(missing[rank::world], desc="teacher's results", unit=f"x{CHUNK}", disable=rank > 0):
-        numbers = list(range(chunk * CHUNK, (chunk + 1) * CHUNK))
-        results = torch.cat([translate(numbers[i : i + batch_size]) for i in range(0, CHUNK, batch_size)])
-        with written_aside(_chunk_file(folder, chunk)) as aside, open(aside, "wb") as file:
-            np.save(file, results.to(torch.float16).cpu().numpy())
+        target = _chunk_file(folder, chunk)
+        with locked(target.with_suffix(".lock"), "another training computes these results", timeout=-1):
+            if target.exists():
+                continue
+            numbers = list(range(chunk * CHUNK, (chunk + 1) * CHUNK))
+            results = torch.cat([translate(numbers[i : i + batch_size]) for i in range(0, CHUNK, batch_size)])
+            with written_aside(target) as aside, open(aside, "wb") as file:
+                np.save(file, results.to(torch.float16).cpu().numpy())
 
 
 def _chunk_file(folder: Path, chunk: int) -> Path:
@@ -77,7 +81,10 @@ class ResultSamples(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         crop, number = int(key[0]), key[1]
-        chunk = np.load(_chunk_file(self.folder, crop // CHUNK), mmap_mode="r")
-        result = torch.from_numpy(chunk[crop % CHUNK].astype(np.float32))
+        path = _chunk_file(self.folder, crop // CHUNK)
+        try:
+            result = torch.from_numpy(np.load(path, mmap_mode="r")[crop % CHUNK].astype(np.float32))
+        except (ValueError, EOFError, IndexError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error}): remove it, and it is computed again") from None
         sample = self.samples[shuffled_row(self.seed, crop, len(self.samples)), crop]
         return sample | self.samples.noise_2(number) | {"result": result}

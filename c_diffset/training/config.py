@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from jsonargparse import ArgumentError, ArgumentParser, get_loader, set_loader
 from yaml import YAMLError
@@ -20,8 +20,8 @@ def number(default: Any, lowest: float, highest: float) -> Any:
     return field(default=default, metadata={"limits": (lowest, highest)})
 
 
-def check_numbers(settings: Any, prefix: str = "") -> None:
-    """Refuse a number outside its limits, NaN among them, in settings and in the groups within them.
+def check_values(settings: Any, prefix: str = "") -> None:
+    """Refuse null where a value has to be, and numbers outside their limits, in settings and the groups within them.
 
     Raises:
         ValueError: the message names the setting.
@@ -29,7 +29,9 @@ def check_numbers(settings: Any, prefix: str = "") -> None:
     for one in fields(settings):
         value = getattr(settings, one.name)
         if is_dataclass(value):
-            check_numbers(value, f"{prefix}{one.name}.")
+            check_values(value, f"{prefix}{one.name}.")
+        elif value is None and type(None) not in get_args(one.type):
+            raise ValueError(f"{prefix}{one.name} is null, expected a value: leave it out, or give one")
         elif "limits" in one.metadata and value is not None:
             lowest, highest = one.metadata["limits"]
             if value == []:
@@ -205,7 +207,7 @@ class RunConfig:
     push_private: bool = False
 
     def __post_init__(self):
-        check_numbers(self)
+        check_values(self)
         if self.data.latent_cache and self.data.streaming:
             raise ValueError(
                 "data.latent_cache and data.streaming exclude each other: the cache needs the whole data set"

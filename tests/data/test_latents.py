@@ -84,3 +84,21 @@ def test_a_crop_larger_than_the_image_names_the_pair(make_pipe, source, tmp_path
     cache = build_latent_cache(make_pipe("tiny"), load_pairs(source), tmp_path / "cache")
     with pytest.raises(ValueError, match="pair .* is 32 x 32, smaller than crop_size 64"):
         CachedPairs(cache, crop_size=64, factor=2, channels=4)[(0, 0)]
+
+
+def test_a_damaged_cache_is_named(make_pipe, source, tmp_path):
+    cache = build_latent_cache(make_pipe("tiny"), load_pairs(source), tmp_path / "cache")
+    index, latents = (cache / "index.json").read_text(), (cache / "latents.bin").read_bytes()
+    for text, content in (
+        (index, latents[:-100]),
+        (index, b""),
+        ("", latents),
+        (index[:-5], latents),
+        ("{}", b""),
+        ("[3]", latents),
+        (index.replace('"offset"', '"place"'), latents),
+    ):
+        (cache / "index.json").write_text(text)
+        (cache / "latents.bin").write_bytes(content)
+        with pytest.raises(ValueError, match="is damaged: remove it, and it is built again"):
+            CachedPairs(cache, crop_size=32, factor=2, channels=4)

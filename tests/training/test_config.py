@@ -50,6 +50,8 @@ def test_resolved_settings_read_back_equal(tmp_path):
         ({"max_steps": 1e12}, "max_steps"),
         ({"batch_size": 10**12}, "batch_size is 1000000000000, expected 1 to 65,536"),
         ({"seed": -1}, "seed is -1"),
+        ({"batch_size": None}, "batch_size is null"),
+        ({"optimizer": {"betas": None}}, "optimizer.betas is null"),
         ({"ema_decay": 1.5}, "ema_decay is 1.5"),
         ({"optimizer": {"learning_rate": float("nan")}}, "optimizer.learning_rate is nan, expected 0.0 to 10.0"),
         ({"optimizer": {"learning_rate": float("inf")}}, "optimizer.learning_rate is inf"),

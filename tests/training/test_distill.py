@@ -254,6 +254,11 @@ def test_results_are_computed_once_and_kept_apart(teachers, source, tmp_path):
     distill(replace(config, output_dir=str(tmp_path / "again")))
     assert chunks[0].stat().st_mtime_ns == stored[chunks[0]][1]
     assert chunks[1].read_bytes() == stored[chunks[1]][0]
+    for content in (b"", b"garbage", stored[chunks[0]][0][:-50]):
+        chunks[0].write_bytes(content)
+        with pytest.raises(ValueError, match="00000.npy is damaged .*: remove it, and it is computed again"):
+            distill(replace(config, output_dir=str(tmp_path / f"damaged{len(content)}")))
+    chunks[0].write_bytes(stored[chunks[0]][0])
 
     other = replace(config, output_dir=str(tmp_path / "other"), teacher=changed_teacher(teachers["pixel"], tmp_path))
     with pytest.raises(ValueError, match=r"results were made otherwise: teacher is \w+, but \w+ in"):
