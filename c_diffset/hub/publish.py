@@ -10,10 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import PIL.Image
-import rasterio
 from huggingface_hub import CommitOperationAdd
-from rasterio.crs import CRS
-from rasterio.errors import CRSError
 
 from c_diffset.data.images import read_image
 from c_diffset.data.pairs import list_splits, load_pairs
@@ -40,6 +37,7 @@ from c_diffset.hub.repository import UNTOUCHED, Repository, check_token
 from c_diffset.hub.run import Run, read_ancestors, read_run
 from c_diffset.loading import model_revision
 from c_diffset.pipelines.pipeline_cdiffset import SOURCE
+from c_diffset.sar.gdal import find_crs, open_raster
 
 Contents = dict[str, Path | bytes]  # of a repository: for the name of each file the file to send, or its content
 PLAIN_FILES = ("README.md", "LICENSE", *UNTOUCHED)  # a repository that holds nothing else is as good as new
@@ -254,13 +252,13 @@ def _pixel_size(run: Run | None) -> float | None:
     """Metres a pixel of the run's pairs, from the georeference of the first; None where it tells none in metres."""
     if run is None or not Path(run.source).exists():
         return None
-    with suppress(ValueError, OSError, CRSError):  # data that have moved or changed since
+    with suppress(ValueError, OSError):  # data that have moved or changed since
         row = load_pairs(run.source, list_splits(run.source)[0])[0]
         if row.get("crs") and row.get("bounds"):
-            crs, (left, _, right, _) = CRS.from_user_input(row["crs"]), row["bounds"]
+            crs, (left, _, right, _) = find_crs(row["crs"]), row["bounds"]
             size = (right - left) / read_image(row["sar"]).shape[1]
         else:
-            with rasterio.open(row["sar"]["path"] or "", driver="GTiff") as raster:
+            with open_raster(Path(row["sar"]["path"] or "")) as raster:
                 crs, size = raster.crs, abs(raster.transform.a)
         metric = crs is not None and crs.is_projected and crs.linear_units_factor[1] == 1
         return round(size, 3) if metric else None

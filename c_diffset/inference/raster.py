@@ -7,7 +7,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 import rasterio
-from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.transform import from_origin
 from rasterio.vrt import WarpedVRT
@@ -16,7 +15,7 @@ from rasterio.windows import Window
 from c_diffset.inference.source import fill_invalid
 from c_diffset.inference.tiles import Box
 from c_diffset.pipelines.pipeline_cdiffset import FULL_SCALE, count_bands
-from c_diffset.sar.gdal import gdal, open_raster, reading
+from c_diffset.sar.gdal import find_crs, open_raster, reading
 from c_diffset.sar.radiometry import (
     DARKEST,
     LOWEST,
@@ -296,25 +295,6 @@ def check_size(path: Path, height: float, width: float, limit: int) -> None:
     if not height * width <= limit:
         size = f"{height:.6g} x {width:.6g} pixels"
         raise ValueError(f"{path}: {size} are more than max_pixels, {limit}: cut it, or raise max_pixels")
-
-
-def find_crs(text: str) -> CRS:
-    """The coordinate system that a text names.
-
-    Raises:
-        ValueError: it names none, or none of maps of the Earth.
-    """
-    try:
-        if "://" in text:
-            raise ValueError("addresses are not looked up")  # GDAL would look them up
-        with gdal():
-            crs = CRS.from_user_input(text)
-    except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"crs is {text!r}: expected a coordinate system such as EPSG:32631 ({reason})") from None
-    if not (crs.is_geographic or crs.is_projected):
-        raise ValueError(f"crs is {text!r}: expected a geographic or projected system, such as EPSG:32631")
-    return crs
 
 
 def _warped(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import rasterio
 from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 CACHE_BYTES = 32  # of GDAL's blocks, so none: with one, a disk that is full when it is flushed can crash the process
@@ -66,3 +67,22 @@ def sidecar(path: Path, suffix: str) -> Path | None:
     name = f"{path.name}{suffix}".lower()
     found = sorted(file for file in path.absolute().parent.iterdir() if file.name.lower() == name)
     return found[0] if found else None
+
+
+def find_crs(text: str) -> CRS:
+    """The coordinate system that a text names.
+
+    Raises:
+        ValueError: it names none, or none of maps of the Earth.
+    """
+    try:
+        if "://" in str(text):
+            raise ValueError("addresses are not looked up")  # GDAL would look them up
+        with gdal():
+            crs = CRS.from_user_input(text)
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"crs is {text!r}: expected a coordinate system such as EPSG:32631 ({reason})") from None
+    if not (crs.is_geographic or crs.is_projected):
+        raise ValueError(f"crs is {text!r}: expected a geographic or projected system, such as EPSG:32631")
+    return crs

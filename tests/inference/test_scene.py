@@ -237,6 +237,7 @@ def test_the_manifest_and_what_is_kept(make_pipe, tmp_path, scene, capsys):
     assert translate([str(item)], model, str(tmp_path / "from_item"), **options).written
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_leaves_nothing(make_pipe, tmp_path):
     make_pipe("tiny").save_pretrained(tmp_path / "model")
     scene = write_raster(tmp_path / "scene.tif", display(700, 700), **UTM)
