@@ -11,7 +11,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from diffusers import AutoencoderTiny
 from safetensors.torch import load_file
 
@@ -22,14 +21,9 @@ from c_diffset.training.config import DataConfig, OptimizerConfig, ValidationCon
 from c_diffset.training.decoder import DecoderConfig, DecoderTask, EOCrops, finetune_decoder
 from c_diffset.training.loop import make_accelerator
 from tests.conftest import tiny_taesd, tiny_vae
+from tests.helpers import fresh_accelerate, log_lines
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """Accelerate keeps the precision of the first run in a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +52,6 @@ def settings(files: Path, output: Path, **changes) -> DecoderConfig:
         log_every=1,
     )
     return replace(config, **changes)
-
-
-def log_lines(output: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
 
 
 def test_the_loss_falls_the_encoder_stays_and_the_result_serves_a_model(files, tmp_path, make_pipe):
@@ -96,7 +85,7 @@ def test_a_stopped_run_goes_on_exactly(files, tmp_path):
     lines, whole = log_lines(tmp_path / "run"), load_file(weights)
     shutil.rmtree(tmp_path / "run/checkpoints/step_00000004")
     weights.unlink()
-    AcceleratorState._reset_state(reset_partial_state=True)
+    fresh_accelerate()
     finetune_decoder(config)
     assert log_lines(tmp_path / "run") == lines and len(lines) == 4
     assert all(torch.equal(value, whole[name]) for name, value in load_file(weights).items())

@@ -1,13 +1,11 @@
 """Distillation with real components at tiny size: its losses, its students, its errors."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler, LCMScheduler
 from torch.utils.data import default_collate
 
@@ -26,15 +24,15 @@ from c_diffset.training.config import (
 from c_diffset.training.distill import METHODS, build_student, distill, load_teacher
 from c_diffset.training.loop import make_accelerator
 from tests.conftest import tiny_components, tiny_scheduler
+from tests.helpers import log_lines
 
 SAR = {"units": "display", "range": [0.0, 1.0], "channels": [0, 0, 0]}
 SPACES = ("kl", "pixel")
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerate(monkeypatch):
-    """Accelerate keeps the precision of the first run in a process. And small chunks of results."""
-    AcceleratorState._reset_state(reset_partial_state=True)
+def small_chunks(monkeypatch):
+    """The teacher's results are computed a few at a time."""
     monkeypatch.setattr(teacher_results, "CHUNK", 4)
 
 
@@ -90,10 +88,6 @@ def prepared(config: DistillConfig):
 
 def with_critic(method: str) -> dict:
     return {"method": method, "critic": CriticConfig(0.5, "softplus" if method == "consistency" else "hinge")}
-
-
-def log_of(output: Path) -> list[dict]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
 def huber(difference: torch.Tensor) -> torch.Tensor:
@@ -291,7 +285,7 @@ def changed_teacher(teacher: str, folder: Path, **options) -> str:
 def test_a_student_loads_and_runs_without_arguments(method, space, teachers, source, tmp_path, sar):
     output = tmp_path / "run"
     folder = distill(settings(teachers[space], source, output, **with_critic(method)))
-    lines = log_of(output)
+    lines = log_lines(output)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     expected = {"consistency": {"consistency"}, "time_aware": {"regression", "score"}}[method]
     assert expected | {"loss", "confidence", "adversarial", "critic"} <= lines[0].keys()

@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from diffusers import ConfigMixin, DDIMScheduler, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
@@ -87,11 +86,6 @@ def teachers_map(steps: int) -> tuple[float, float]:
         noise = (np.array([p, q]) - np.sqrt(a) * clean) / np.sqrt(1 - a)
         p, q = np.sqrt(b) * clean + np.sqrt(1 - b) * noise
     return p, q
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def train(method: str, tmp_path, updates: int, only: set[str] | None = None, **changes):

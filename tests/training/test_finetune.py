@@ -1,12 +1,10 @@
 """Fine-tuning in its forms, with real components at tiny size."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 
 from c_diffset.data.pairs import load_pairs
@@ -24,6 +22,7 @@ from c_diffset.training.finetune import Finetune, build_pipeline, finetune
 from c_diffset.training.loop import make_accelerator
 from c_diffset.training.task import make_optimizer
 from tests.conftest import tiny_conditional_unet, tiny_text, tiny_vae
+from tests.helpers import losses
 
 SAR = {"units": "display", "range": [0.0, 1.0], "channels": [0]}
 
@@ -34,12 +33,6 @@ def source(tmp_path_factory) -> str:
     for split, count in (("train", 6), ("validation", 2)):
         write_pairs(folder, count, size=32, split=split)
     return str(folder)
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """Accelerate keeps the precision of the first run in a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def settings(source: str, output: Path, **changes) -> FinetuneConfig:
@@ -61,11 +54,6 @@ def settings(source: str, output: Path, **changes) -> FinetuneConfig:
         log_every=1,
     )
     return replace(config, **changes)
-
-
-def losses(output: Path, key: str = "loss") -> list[float]:
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [line[key] for line in lines if key in line]
 
 
 @pytest.fixture(scope="module")

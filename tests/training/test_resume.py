@@ -1,25 +1,17 @@
 """A training that is killed, at any moment, goes on as if nothing had happened."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from c_diffset.synthetic.generate import write_pairs
-from c_diffset.training.config import FinetuneConfig, parse_config
-from c_diffset.training.run import RunFolder, check_same_run
+from c_diffset.training.run import RunFolder
+from tests.helpers import kill_when, log_lines, succeed, training_command
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent.parent
 STEPS = 14
 
 
@@ -45,38 +37,10 @@ def settings(tmp_path_factory) -> dict:
     }
 
 
-def command(settings: dict, output: Path) -> list[str]:
-    config = output.with_suffix(".yaml")
-    config.write_text(yaml.safe_dump(settings | {"output_dir": str(output)}))
-    tool = "distill" if "teacher" in settings else "finetune"
-    return [sys.executable, f"tools/{tool}.py", "--config", str(config)]
-
-
-def finish(settings: dict, output: Path) -> None:
-    done = subprocess.run(command(settings, output), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def kill_when(condition, settings: dict, output: Path) -> None:
-    """Start the training in a group of its own, and SIGKILL it as soon as `condition()` holds."""
-    process = subprocess.Popen(command(settings, output), cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
-        time.sleep(0.0005)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-
-
-def log_lines(output: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(settings, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "whole"
-    finish(settings, output)
+    succeed(*training_command(settings, output))
     return output
 
 
@@ -94,53 +58,15 @@ def assert_same_run(output: Path, uninterrupted: Path) -> None:
 def test_killed_in_the_middle_of_a_step(settings, uninterrupted, tmp_path):
     output = tmp_path / "run"
     metrics = output / "metrics.jsonl"
-    kill_when(lambda: metrics.exists() and '"step": 10' in metrics.read_text(), settings, output)
+    kill_when(lambda: metrics.exists() and '"step": 10' in metrics.read_text(), *training_command(settings, output))
     assert RunFolder(output).finished_checkpoints()[-1].name < f"step_{STEPS:08d}"
-    finish(settings, output)
+    succeed(*training_command(settings, output))
     assert_same_run(output, uninterrupted)
-
-
-@pytest.mark.parametrize("method", ["consistency", "time_aware"])
-def test_a_killed_distillation_goes_on_exactly(method, settings, uninterrupted, tmp_path):
-    """Student, critic, both optimisers, target and average: a lost one would change the losses that follow."""
-    settings = {key: value for key, value in settings.items() if key not in ("model", "confidence_start_step")}
-    settings |= {"teacher": str(uninterrupted / "pipeline"), "method": method, "critic": {"weight": 1.0}}
-    settings |= {"time_aware": {"results": str(tmp_path / "results"), "num_results": 5, "teacher_steps": 2}}
-    finish(settings, tmp_path / "whole")
-    output = tmp_path / "run"
-    metrics = output / "metrics.jsonl"
-    kill_when(lambda: metrics.exists() and '"step": 10' in metrics.read_text(), settings, output)
-    assert RunFolder(output).finished_checkpoints()[-1].name < f"step_{STEPS:08d}"
-    finish(settings, output)
-    assert_same_run(output, tmp_path / "whole")
-    assert "critic" in log_lines(output)[-1]
 
 
 def test_killed_in_the_middle_of_a_checkpoint(settings, uninterrupted, tmp_path):
     output = tmp_path / "run"
     aside = output / "checkpoints/.step_00000006.partial"
-    kill_when(lambda: aside.exists() and any(aside.iterdir()), settings, output)
-    finish(settings, output)
+    kill_when(lambda: aside.exists() and any(aside.iterdir()), *training_command(settings, output))
+    succeed(*training_command(settings, output))
     assert_same_run(output, uninterrupted)
-
-
-def test_killed_between_the_renames_of_the_pipeline(settings, uninterrupted, tmp_path):
-    output = tmp_path / "run"
-    finish(settings, output)
-    (output / "pipeline").rename(output / "checkpoints/.pipeline.partial")
-    (output / "checkpoints/.pipeline.old").mkdir()
-    finish(settings, output)
-    assert_same_run(output, uninterrupted)
-
-
-def test_a_run_is_not_continued_under_other_settings(settings, uninterrupted, tmp_path):
-    config = tmp_path / "config.yaml"
-    for change, key in (({"seed": 1}, "seed"), ({"max_steps": 20}, "max_steps")):
-        config.write_text(yaml.safe_dump(settings | {"output_dir": str(uninterrupted)} | change))
-        parsed = parse_config(FinetuneConfig, "", ["--config", str(config)])
-        with pytest.raises(ValueError, match=f"^{key} is"):
-            check_same_run(parsed, uninterrupted / "config.yaml")
-    config.write_text(yaml.safe_dump(settings | {"output_dir": str(uninterrupted), "resume": False}))
-    with pytest.raises(ValueError, match="holds a run already"):
-        with RunFolder(uninterrupted).opened(parse_config(FinetuneConfig, "", ["--config", str(config)])):
-            pass

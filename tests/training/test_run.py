@@ -15,6 +15,7 @@ from accelerate.utils import constants
 from diffusers import UNet2DModel
 from safetensors.torch import load_file
 
+from c_diffset.data import teacher_results
 from c_diffset.files import MARKER
 from c_diffset.models.unet import small_unet
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
@@ -92,6 +93,23 @@ def test_a_run_goes_on_from_its_checkpoint(copied, trained):
     assert_same(copied.output_dir, trained.output_dir)
 
 
+def test_a_run_goes_on_that_was_killed_between_the_renames_of_its_pipeline(copied, trained):
+    output = Path(copied.output_dir)
+    (output / "pipeline").rename(output / "checkpoints/.pipeline.partial")
+    (output / "checkpoints/.pipeline.old").mkdir()
+    finetune(copied)
+    assert_same(output, trained.output_dir)
+    assert not list(output.glob("checkpoints/.pipeline*"))
+
+
+def test_a_run_is_not_continued_under_other_settings(copied):
+    for name, value in (("seed", 1), ("max_steps", 20)):
+        with pytest.raises(ValueError, match=f"^{name} is {value}, but the run in"):
+            finetune(replace(copied, **{name: value}))
+    with pytest.raises(ValueError, match="holds a run already"):
+        finetune(replace(copied, resume=False))
+
+
 def test_dropout_goes_on_as_it_would_have(source, tmp_path):
     """No state of random generators is stored: what is random in an update follows from the seed and its number."""
     torch.manual_seed(0)
@@ -126,15 +144,16 @@ def test_the_scale_of_float16_gradients_goes_on(source, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["consistency", "time_aware"])
-def test_a_student_and_its_critic_go_on(method, trained, source, tmp_path):
+def test_a_student_and_its_critic_go_on(method, trained, source, tmp_path, monkeypatch):
     """Student, critic, both optimisers, target and average: a lost one would change the losses that follow."""
+    monkeypatch.setattr(teacher_results, "CHUNK", 4)
     config = short_run(
         DistillConfig,
         tmp_path / "run",
         source,
         teacher=str(Path(trained.output_dir, "pipeline")),
         method=method,
-        time_aware=TimeAwareConfig("data"),
+        time_aware=TimeAwareConfig(results=str(tmp_path / "results"), num_results=5, teacher_steps=2),
         critic=CriticConfig(1.0),
         checkpoint_every=2,
     )
