@@ -1,6 +1,5 @@
 """Calibrate a model: what error its predicted variance stands for, measured on a split and stored beside the model."""
 
-import json
 import os
 import warnings
 from pathlib import Path
@@ -11,10 +10,12 @@ from tqdm.auto import tqdm
 
 from c_diffset.data.pairs import load_pairs
 from c_diffset.evaluation.reliability import ReliabilityCurve, bin_sums, quantile_bins
-from c_diffset.evaluation.split import SplitPairs
+from c_diffset.evaluation.report import shown
+from c_diffset.evaluation.split import SplitPairs, check_arguments
+from c_diffset.files import check_writable, public_name, read_json, write_file, write_json
 from c_diffset.loading import Precision, load_pipeline
 from c_diffset.measurement.measure import PairResult, evaluate_pairs
-from c_diffset.pipelines.pipeline_cdiffset import SOURCE
+from c_diffset.pipelines.pipeline_cdiffset import SOURCE, check_calibration
 
 SHIFT = 13  # of the 23 bits of a float32 mantissa: fine bins of variance are 0.1 % wide
 FINE_BINS = 1 << (31 - SHIFT)
@@ -42,30 +43,31 @@ def calibrate(
     `model_index.json` changes, and that at once; and an older `pipeline.py`, which may know nothing of a calibration.
 
     Args:
-        model: the folder of a pipeline with a variance channel.
-        data: what `load_pairs` reads.
-        split: the split of `data`; never the one that results are reported on.
-        num_inference_steps: each gets a calibration of its own; the model's own number when None.
-        crop_size: side of the crops, as `crop_pairs` cuts them; whole images when None.
-        batch_size: images at a time; the results do not depend on it.
-        seed: of the noise.
-        max_images: stop after so many images (or crops), in the order of the data.
-        threshold: levels; the probability is that the error of a pixel exceeds it.
-        knots: at most so many points of each map, at quantiles of the variance.
-        device: by default CUDA where there is one.
-        dtype: precision of the model.
+        model: The folder of a pipeline with a variance channel.
+        data: The data set that the calibration is fitted on: a folder, a file or a Hub id, as `load_pairs` reads it.
+        split: The split of `data` that the calibration is fitted on. Never use the one that results are reported on.
+        num_inference_steps: The numbers of steps that are calibrated, each by itself. By default, the model's own one.
+        crop_size: Images are cut into crops with sides of so many pixels. By default, they stay whole.
+        batch_size: The number of images in a batch. The results do not depend on it.
+        seed: Random seed of the sampling noise.
+        max_images: The measurement stops after so many images (or crops), in the order of the data.
+        threshold: The stored probability is that the error of a pixel exceeds so many 8-bit levels.
+        knots: Each stored map has at most so many points, at quantiles of the variance.
+        device: The device to compute on. By default, CUDA where there is one.
+        dtype: The precision of the model.
 
     Returns:
-        What `model_index.json` now holds as `calibration`: `threshold`, `data` (the folder's name, or the Hub id),
-        `split`, `n` images, and `steps`: by number of steps `variance`, `expected_error` (levels) and `probability`.
-        Earlier calibrations for other numbers of steps stay where threshold, data, split and n are the same.
+        What `model_index.json` now holds as `calibration`: `threshold`, `data` (see `public_name`), `split`, `n`
+        images, `first_image` (a checksum), and `steps`: by number of steps `variance`, `expected_error` (levels) and
+        `probability`. Earlier calibrations for other numbers of steps stay where the other facts are the same.
 
     Raises:
-        FileNotFoundError: `model` is not the folder of a pipeline.
+        OSError: `model` is not the folder of a pipeline, or cannot be written to.
         ValueError: the model predicts no variance, the split holds no valid pixel, or an argument is out of its range.
     """
     index = Path(model, "model_index.json")
     _check(index, threshold, knots)
+    check_arguments(split, crop_size, batch_size, max_images, num_inference_steps or [])
     if split == "test":
         warnings.warn("calibrating on test: no result on test is valid for this model any more", stacklevel=2)
     pairs = SplitPairs(load_pairs(data, split), crop_size, max_images)
@@ -82,22 +84,45 @@ def calibrate(
             raise ValueError(f"{data}, split {split}: no valid pixel to calibrate on (crop_size {crop_size})")
         images, maps[str(steps)] = pool.images, pool.fit(knots)
         print(describe(steps, maps[str(steps)], pool))
-    source = Path(data).resolve().name if Path(data).exists() else str(data)
-    facts = {"threshold": float(threshold), "data": source, "split": split, "n": images}
-    index.with_name("pipeline.py").write_text(SOURCE, encoding="utf-8")
-    return store_calibration(index, facts, maps)
+    facts = {"threshold": float(threshold), "data": public_name(data), "split": split, "n": images}
+    write_file(index.with_name("pipeline.py"), SOURCE)
+    return store_calibration(index, facts | {"first_image": pairs.first_image}, maps)
+
+
+def is_in_sample(calibration: dict, data_name: str, split: str, first_image: str) -> bool:
+    """Whether a calibration was fitted on the split that begins with this image, whatever the data are called now."""
+    return (data_name, split) == (calibration.get("data"), calibration.get("split")) or (
+        first_image == calibration.get("first_image")
+    )
 
 
 def _check(index: Path, threshold: float, knots: int) -> None:
+    """Find before any work what would keep the result from being stored."""
     if not index.is_file():
         raise FileNotFoundError(
             f"{index} does not exist: calibrate writes into a local folder, so download a model of the Hub first "
             f"(`hf download REPO --local-dir FOLDER`) and name that folder"
         )
+    _read_calibration(index)
+    check_writable(index.parent)
+    open(index, "r+b").close()  # a file that is marked as read-only stays as it is
     if not 0 <= threshold < 255:
         raise ValueError(f"threshold is {threshold}, expected levels from 0 to below 255")
     if knots < 2:
         raise ValueError(f"knots is {knots}, expected at least 2")
+
+
+def _read_calibration(index: Path) -> dict:
+    """The calibration that the file holds; without steps where there is none."""
+    calibration = read_json(index).get("calibration")
+    if calibration is None:
+        return {"steps": {}}
+    try:
+        if check_calibration(calibration) and not all(map(str.isdecimal, calibration["steps"])):
+            raise ValueError(f"its steps are {shown(list(calibration['steps']))}, expected whole numbers")
+        return calibration
+    except ValueError as error:
+        raise ValueError(f"{index}: {error}: remove the key `calibration` from it") from None
 
 
 def pixel_variance(result: PairResult) -> np.ndarray:
@@ -181,21 +206,18 @@ def store_calibration(index: Path, facts: dict, maps: dict[str, dict]) -> dict:
 
     Args:
         index: the file.
-        facts: `threshold`, `data`, `split` and `n`. Where the file's calibration has others, a message says that its
-            maps are dropped.
+        facts: `threshold`, `data`, `split`, `n` and `first_image`. Where the file's calibration has others, a message
+            says that its maps are dropped.
 
     Returns:
         The calibration that the file now holds.
     """
-    config = json.loads(index.read_text(encoding="utf-8"))
-    old = config.get("calibration") or {"steps": {}}
+    config, old = read_json(index), _read_calibration(index)
     kept = {steps: old_map for steps, old_map in old["steps"].items() if steps not in maps}
     if kept and facts != {key: old.get(key) for key in facts}:
         found = ", ".join(f"{key} {old.get(key)}" for key in facts)
         print(f"{index}: the calibration for {', '.join(kept)} steps is dropped: it was made with {found}")
         kept = {}
     config["calibration"] = facts | {"steps": dict(sorted((kept | maps).items(), key=lambda item: int(item[0])))}
-    aside = index.with_name(f".{index.name}.partial")
-    aside.write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(aside, index)
+    write_json(index, config)
     return config["calibration"]

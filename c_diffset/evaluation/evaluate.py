@@ -17,13 +17,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from c_diffset.data.pairs import list_splits, load_pairs
-from c_diffset.evaluation.calibrate import absolute_error, pixel_variance
+from c_diffset.evaluation.calibrate import absolute_error, is_in_sample, pixel_variance
 from c_diffset.evaluation.compare import compare, unique_names
 from c_diffset.evaluation.page.page import make_page
 from c_diffset.evaluation.page.pictures import Gallery, gallery_of
 from c_diffset.evaluation.reliability import PixelSample
 from c_diffset.evaluation.report import Comparison, ImageMetrics, LeftOut, Report, to_json
-from c_diffset.evaluation.split import SplitPairs, is_remote, split_against_train, train_colour
+from c_diffset.evaluation.split import SplitPairs, check_arguments, is_remote, split_against_train, train_colour
 from c_diffset.files import check_writable, public_name, write_file, write_json
 from c_diffset.loading import Precision, load_pipeline, model_revision
 from c_diffset.measurement.measure import PairResult, evaluate_pairs, floors_and_ceiling, mean_metrics
@@ -66,41 +66,51 @@ def evaluate(
     folder of its own, `0_NAME` and so on; the page and `differences.json` compare them with the first.
 
     Args:
-        model: a pipeline, its folder or its Hub id, or several. The progress bar of a given pipeline is switched off.
-        data: what `load_pairs` reads.
-        split: the split of `data`.
-        output: a new or empty folder; None writes nothing.
-        num_inference_steps: the model's own number when None.
-        crop_size: side of the crops that are evaluated, as `crop_pairs` cuts them; whole images when None.
-        batch_size: images at a time; the results do not depend on it.
-        seed: of the noise.
-        max_images: stop after so many images (or crops), in the order of the data.
-        lpips_net: "squeeze", "alex" or "vgg" (the one most published figures use); None leaves LPIPS out.
-        lpips_weights: a file with complete LPIPS weights, instead of a download.
-        inception_weights: a file with pytorch-fid's weights for FID and KID, instead of a download.
+        model: A pipeline, its folder or its Hub id, or several. The progress bar of a given pipeline is switched off.
+        data: The data set to measure on: a folder, a file or a Hub id, as `load_pairs` reads it.
+        split: The split of `data` to measure on.
+        output: A new or empty folder for the files. By default, nothing is written.
+        num_inference_steps: The number of denoising steps. By default, the model's own one.
+        crop_size: Images are cut into crops with sides of so many pixels. By default, they stay whole.
+        batch_size: The number of images in a batch. The results do not depend on it.
+        seed: Random seed of the sampling noise.
+        max_images: The measurement stops after so many images (or crops), in the order of the data.
+        lpips_net: The network of LPIPS: "squeeze", "alex" or "vgg", which most published figures use. None leaves LPIPS
+            out.
+        lpips_weights: A file with complete weights of LPIPS, which are otherwise downloaded.
+        inception_weights: A file with pytorch-fid's weights for FID and KID, which are otherwise downloaded.
         download: False takes from torch's cache what is not given as a file, and names as left out what is not there.
-        mean_colour: r, g, b in [0, 1] for the floor of one colour; by default the mean of the data's train split.
-        grid_rows: how many images the picture shows, the first ones.
-        revision: of a Hub id.
-        device: by default CUDA where there is one; a given pipeline stays where it is.
-        dtype: precision of the model; a given pipeline stays as it is.
-        overwrite: write into a folder that is not empty.
-        vae: folder or Hub id of an autoencoder of the same latent space, or "taesd", instead of the model's own.
-        spread_samples: so many further samples of each image, whose spread is a baseline of the confidence; 0: none.
+        mean_colour: Red, green and blue in [0, 1] of the floor of one colour: an image that every model should surpass.
+            By default, this is the mean colour of the data's train split.
+        grid_rows: The picture `grid.png` shows so many images, the first ones.
+        revision: The revision of a Hub id.
+        device: The device to compute on. By default, CUDA where there is one. A given pipeline stays where it is.
+        dtype: The precision of the model. A given pipeline stays as it is.
+        overwrite: Files may be written into a folder that is not empty.
+        vae: The folder or Hub id of an autoencoder of the same latent space, or "taesd", that takes the place of the
+            model's own.
+        spread_samples: The number of further samples of each image, whose spread is compared with the confidence. With
+            0, none is drawn.
 
     Returns:
-        What `metrics.json` holds: the protocol, `mean`, `floors`, `ceiling` (the true EO image after the autoencoder's
-        round trip; None in pixel space), `left_out` (metric and reason) and `images`. For several models: `models`, a
-        list of that, and `differences` as `make_page` takes them.
+        The `Report` that `metrics.json` holds. Its floors are what no model should fall below; its ceiling is the true
+        EO image after the autoencoder's round trip. For several models, a `Comparison`.
 
     Raises:
         FileExistsError: `output` is not empty, and `overwrite` is not set.
         ValueError: `vae` does not fit the model, or comes with a pipeline in memory; one sample, which has no spread.
         ValueError, OSError: unusable data, model or weights files; the message names them.
     """
+    check_arguments(split, crop_size, batch_size, max_images, [num_inference_steps])
     if spread_samples < 0 or spread_samples == 1:
         raise ValueError(f"spread_samples is {spread_samples}: a spread needs at least 2, and 0 leaves it out")
+    if grid_rows < 1:
+        raise ValueError(f"grid_rows is {grid_rows}: expected at least 1")
+    if mean_colour is not None and (len(mean_colour) != 3 or not all(0 <= value <= 1 for value in mean_colour)):
+        raise ValueError(f"mean_colour is {mean_colour}: expected red, green and blue, each from 0 to 1")
     models = list(model) if isinstance(model, list | tuple) else [model]
+    if not models:
+        raise ValueError("model is an empty list: name at least one")
     _check_output(output, overwrite)
     _check_models(models, revision, vae)
     left_out: list[LeftOut] = []
@@ -197,8 +207,8 @@ class Session:
         calibration = pipe.config.calibration or {}
         trust = pixels.report(calibration.get("threshold")) if pixels.images else None
         if trust and trust.expected_error:
-            place = (self.protocol["data_name"], self.protocol["split"])
-            trust = replace(trust, in_sample=place == (calibration.get("data"), calibration.get("split")))
+            place = (self.protocol["data_name"], self.protocol["split"], self.pairs.first_image)
+            trust = replace(trust, in_sample=is_in_sample(calibration, *place))
         report = Report(
             **identity,
             **self.protocol,
@@ -355,20 +365,23 @@ def _check_output(output: str | os.PathLike | None, overwrite: bool) -> None:
 
 def _write_files(report: Report, grid: PIL.Image.Image, folder: Path) -> None:
     """Write the files of one model, `metrics.json` last: where it stands, the others are complete."""
-    table, picture = io.StringIO(newline=""), io.BytesIO()
-    writer = csv.writer(table, quoting=csv.QUOTE_NONNUMERIC)
-    writer.writerow(["id", *report.images[0].metrics])
-    writer.writerows([without_formula(row.id), *row.metrics.values()] for row in report.images)
+    picture = io.BytesIO()
     grid.save(picture, "PNG")
     folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / "per_image.csv", table.getvalue())
+    write_file(folder / "per_image.csv", image_table(report))
     write_file(folder / "grid.png", picture.getvalue())
     write_json(folder / "metrics.json", report.to_json())
 
 
-def without_formula(text: str) -> str:
-    """Text for a cell of a table, with a quote before what a spreadsheet program would take for a formula."""
-    return f"'{text}" if text.lstrip(" ").startswith(FORMULA) else text
+def image_table(report: Report) -> str:
+    """The metrics of each image as CSV; a quote stands before an id that a spreadsheet would take for a formula."""
+    table = io.StringIO(newline="")
+    writer = csv.writer(table, quoting=csv.QUOTE_NONNUMERIC)
+    writer.writerow(["id", *report.images[0].metrics])
+    for row in report.images:
+        quote = "'" if row.id.lstrip(" ").startswith(FORMULA) else ""
+        writer.writerow([quote + row.id, *row.metrics.values()])
+    return table.getvalue()
 
 
 def printable(text: str) -> str:

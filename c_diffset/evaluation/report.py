@@ -35,6 +35,11 @@ class Estimate:
     low: float | None
     high: float | None
 
+    def check(self, key: str) -> None:
+        """Refuse half an interval, and an interval of nothing."""
+        if (self.low is None) != (self.high is None) or (self.value is None and self.low is not None):
+            raise ValueError(f"{key} is {shown(vars(self))}: expected a value with both limits, or without")
+
 
 @dataclass
 class Curve:

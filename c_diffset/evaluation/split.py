@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Iterator
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
@@ -12,9 +13,24 @@ from datasets import Dataset
 from c_diffset.data.pairs import Pair, Pairs, read_pair
 from c_diffset.evaluation.report import LeftOut
 from c_diffset.measurement.measure import crop_pairs, mean_colour_of
+from c_diffset.measurement.metrics import LEAST_SIDE
 
 MEAN_COLOUR_PAIRS = 500  # enough for a mean: reading a large training split whole would take hours
 ORIGIN_COLUMNS = ("region", "scene", "sar_product", "eo_product")
+
+
+def check_arguments(split: str, crop_size: int | None, batch_size: int, max_images: int | None, steps: list) -> None:
+    """Refuse what leaves no image to measure; numbers that are None are not set.
+
+    Raises:
+        ValueError: the name of the split is empty, or a number is below the least one; the message names it.
+    """
+    if not split:
+        raise ValueError("split is empty: name a split of the data, such as test")
+    numbers = [("crop_size", crop_size, LEAST_SIDE), ("batch_size", batch_size, 1), ("max_images", max_images, 1)]
+    for name, value, least in numbers + [("num_inference_steps", each, 1) for each in steps]:
+        if value is not None and value < least:
+            raise ValueError(f"{name} is {value}: expected at least {least}")
 
 
 class SplitPairs:
@@ -23,6 +39,7 @@ class SplitPairs:
     def __init__(self, rows: Pairs, crop_size: int | None, max_images: int | None):
         self.rows, self.crop_size, self.max_images = rows, crop_size, max_images
         self.pixels_read = self.pixels_used = self.pairs_read = 0
+        self.first_image = ""  # a checksum of the first pair's, once it is read: it tells the split by whatever name
 
     def __iter__(self) -> Iterator[Pair]:
         self.pixels_read = self.pixels_used = self.pairs_read = 0
@@ -36,6 +53,7 @@ class SplitPairs:
             pair = read_pair(row)
             self.pairs_read += 1
             self.pixels_read += pair.eo[..., 0].size
+            self.first_image = self.first_image or sha256(pair.eo.tobytes()).hexdigest()[:16]
             yield pair
 
     @property
@@ -86,7 +104,7 @@ def is_remote(data: str | os.PathLike) -> bool:
 def train_colour(rows: Pairs | None, left_out: list[LeftOut]) -> list[float] | None:
     """The mean colour of at most `MEAN_COLOUR_PAIRS` pairs, evenly spread, or the first ones of a remote data set."""
     if rows is None:
-        left_out.append(LeftOut("floor mean_colour", "the data have no train split, and no colour was given"))
+        left_out.append(LeftOut("floor mean_colour", "the data have no train split, and none was given"))
         return None
     if isinstance(rows, Dataset):
         some = rows.select(range(0, len(rows), math.ceil(len(rows) / MEAN_COLOUR_PAIRS)))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from c_diffset.data.batches import batches_of_one_size, pair_to_tensors
 from c_diffset.data.pairs import Pair
-from c_diffset.measurement.metrics import measure
+from c_diffset.measurement.metrics import LEAST_SIDE, LPIPS_LEAST_SIDE, measure
 from c_diffset.noise import noise_generator
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 
@@ -64,7 +64,11 @@ def evaluate_pairs(
         ValueError: a pair that does not fit the model, or NaN out of the model; the message names the pair.
     """
     device, number = pipe.device, 0
+    least = LEAST_SIDE if lpips_model is None else LPIPS_LEAST_SIDE[lpips_model.pnet_type]
     for batch in batches_of_one_size(pairs, lambda pair: pair.eo.shape[:2], batch_size):
+        if min(batch[0].eo.shape[:2]) < least:
+            height, width = batch[0].eo.shape[:2]
+            raise ValueError(f"pair {batch[0].id} is {height} x {width}: the metrics need at least {least} x {least}")
         tensors = [pair_to_tensors(pair, pipe.config.sar_transform) for pair in batch]
         generators = [noise_generator(seed, number + i) for i in range(len(batch))]
         options = {"num_inference_steps": num_inference_steps, "generator": generators, "output_type": "pt"}

@@ -25,19 +25,23 @@ CONVENTIONS = {
 }
 
 
+LEAST_SIDE = 11  # pixels, of the window of SSIM
+LPIPS_LEAST_SIDE = {"alex": 31, "squeeze": 17, "vgg": 16}  # what is left of smaller images after the net's pooling
+
+
 def convention(metric: str) -> str:
-    """The convention of a metric by its full name, such as "lpips_squeeze" or "bias_r"."""
-    return CONVENTIONS[max((name for name in CONVENTIONS if metric.startswith(name)), key=len)]
+    """The convention of a metric by its full name, such as "lpips_squeeze" or "bias_r"; empty for an unknown one."""
+    return CONVENTIONS.get(max((name for name in CONVENTIONS if metric.startswith(name)), key=len, default=""), "")
 
 
 # ------------------------------------------------------------------------------------------------- single images
 
 
 def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over channels and valid pixels: B x C x H x W to (B,)."""
+    """Mean over channels and valid pixels: B x C x H x W to (B,); 0 where no pixel is valid."""
     if mask is None:
         return values.mean((1, 2, 3))
-    return (values * mask).sum((1, 2, 3)) / (mask.sum((1, 2, 3)) * values.shape[1])
+    return (values * mask).sum((1, 2, 3)) / (mask.sum((1, 2, 3)).clamp_min(1) * values.shape[1])
 
 
 def _filter(images: Tensor, kernel: Tensor) -> Tensor:
@@ -54,7 +58,8 @@ def psnr(generated: Tensor, eo: Tensor, mask: Tensor | None = None) -> Tensor:
 def ssim(generated: Tensor, eo: Tensor, mask: Tensor | None = None) -> Tensor:
     """Structural similarity (Wang et al., 2004): data range 1, K = (0.01, 0.03), mean over channels.
 
-    The Gaussian window has 11 pixels and sigma 1.5, and lies within the image: the least size is 11 x 11.
+    The Gaussian window has 11 pixels and sigma 1.5, and lies within the image: the least size is 11 x 11. An image none
+    of whose windows has a valid centre counts as 0.
     """
     taps = torch.exp(-((torch.arange(11) - 5) ** 2) / (2 * 1.5**2))
     window = torch.outer(taps, taps) / taps.sum() ** 2

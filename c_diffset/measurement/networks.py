@@ -1,6 +1,5 @@
 """Pretrained networks that measure images: LPIPS, and the Inception network of FID and KID."""
 
-import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +19,19 @@ LPIPS_TRUNKS = {"alex": "AlexNet_Weights", "squeeze": "SqueezeNet1_1_Weights", "
 
 def _read_weights(path: str | Path, model: nn.Module) -> None:
     """Load a complete state dict from a local file; the file can hold nothing but tensors."""
+    weights = _named(path, torch.load, path, map_location="cpu", weights_only=True)
+    _named(path, model.load_state_dict, weights)
+
+
+def _named(path: str | Path, function: Callable, *args, **options):
+    """What a function makes of a file's content, whose faults, of any kind, become a ValueError of one line."""
     try:
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (RuntimeError, pickle.UnpicklingError, EOFError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: expected a state dict of {type(model).__name__}, saved by torch: {error}") from error
+        return function(*args, **options)
+    except OSError:
+        raise
+    except Exception as error:  # torch, zipfile and pickle raise whatever they meet
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{path}: expected the weights of this network, saved by torch ({reason[:300]})") from error
 
 
 def _hub_weights(url: str, download: bool) -> dict[str, Tensor]:
@@ -31,7 +39,8 @@ def _hub_weights(url: str, download: bool) -> dict[str, Tensor]:
     cached = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
     if not download and not cached.exists():
         raise FileNotFoundError(f"{cached.name} is not in {cached.parent}, and downloads are off")
-    return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+    load = torch.hub.load_state_dict_from_url
+    return _named(cached, load, url, map_location="cpu", check_hash=True, weights_only=True)
 
 
 def load_lpips(net: str = "squeeze", weights: str | Path | None = None, download: bool = True) -> lpips.LPIPS:
@@ -57,7 +66,7 @@ def load_lpips(net: str = "squeeze", weights: str | Path | None = None, download
     else:
         trunk = _hub_weights(torchvision.models.get_weight(f"{LPIPS_TRUNKS[net]}.IMAGENET1K_V1").url, download)
         names = {name: "features." + name.split(".", 1)[1] for name in model.net.state_dict()}
-        model.net.load_state_dict({name: trunk[source] for name, source in names.items()})
+        _named(f"torch's cache of {net}", lambda: model.net.load_state_dict({x: trunk[y] for x, y in names.items()}))
     return model.eval().requires_grad_(False)
 
 
@@ -93,7 +102,7 @@ def load_inception(weights: str | Path | None = None, download: bool = True) -> 
     if weights is not None:
         _read_weights(weights, net)
     else:
-        net.load_state_dict(_hub_weights(INCEPTION_URL, download))
+        _named("torch's cache of Inception", net.load_state_dict, _hub_weights(INCEPTION_URL, download))
     return InceptionFeatures(net).eval().requires_grad_(False)
 
 

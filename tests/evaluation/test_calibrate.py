@@ -1,6 +1,9 @@
 """Calibration: known maps recovered from pooled pixels, and from end to end with tiny pipelines on generated pairs."""
 
 import json
+import os
+import shutil
+import tempfile
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from c_diffset.evaluation.calibrate import (
     pixel_variance,
     store_calibration,
 )
+from c_diffset.evaluation.evaluate import evaluate
 from c_diffset.evaluation.reliability import reliability_curve
 from c_diffset.evaluation.split import SplitPairs
 from c_diffset.loading import load_pipeline
@@ -35,7 +39,8 @@ from c_diffset.training.config import (
     ValidationConfig,
 )
 from c_diffset.training.finetune import finetune
-from tests.conftest import SPACES
+from tests.conftest import SPACES, tiny_components
+from tests.evaluation.reports import full_disk
 
 THRESHOLD = 8.5  # between whole levels, so that rounding to 8 bits moves no error across it
 FACTS = {"threshold": 32.0, "data": "pairs", "split": "validation", "n": 4}
@@ -255,10 +260,9 @@ def test_a_failed_write_leaves_the_file(tmp_path):
     index.write_text('{"_class_name": "CDiffSETPipeline"}')
     with pytest.raises(ValueError, match="JSON"):
         store_calibration(index, FACTS, {"4": MAP | {"expected_error": [1.0, float("nan")]}})
-    index.with_name(".model_index.json.partial").mkdir()  # cannot be written to
-    with pytest.raises(OSError):
+    with full_disk(), pytest.raises(OSError):
         store_calibration(index, FACTS, {"4": MAP})
-    assert index.read_text() == '{"_class_name": "CDiffSETPipeline"}'
+    assert index.read_text() == '{"_class_name": "CDiffSETPipeline"}' and list(tmp_path.iterdir()) == [index]
 
 
 # ---------------------------------------------------------------------------------------------------- bad input
@@ -287,8 +291,6 @@ def test_an_untrained_variance_is_refused(make_pipe, data, tmp_path):
 
 
 def test_no_image_is_refused(model, data):
-    with pytest.raises(ValueError, match="no valid pixel"):
-        calibrate(model, data, max_images=0)
     with pytest.raises(ValueError, match="train"):
         calibrate(model, data, split="train")
 
@@ -305,3 +307,63 @@ def test_bad_arguments_are_named(model, data):
         calibrate(model, data, threshold=300)
     with pytest.raises(ValueError, match="knots is 1"):
         calibrate(model, data, knots=1)
+    options = {"max_images": 0, "batch_size": 0, "crop_size": 10, "split": ""}
+    for name, value in (options | {"num_inference_steps": [2, 0]}).items():
+        with pytest.raises(ValueError, match=f"{name} is .*(least|empty)"):
+            calibrate(model, "nowhere", **{name: value})
+
+
+def test_what_cannot_be_stored_is_refused_before_the_work(model, tmp_path):
+    """The data do not exist, so that any work would fail by itself."""
+    for calibration in (5, {"steps": {}}, {"threshold": 1, "steps": {"many": MAP}}):
+        index = model / "model_index.json"
+        index.write_text(json.dumps(stored(model) | {"calibration": calibration}))
+        with pytest.raises(ValueError, match="model_index.json: .*remove the key `calibration`"):
+            calibrate(model, "nowhere")
+    index.write_text("[1]")
+    with pytest.raises(ValueError, match="model_index.json holds a list"):
+        calibrate(model, "nowhere")
+
+
+def test_a_read_only_model_is_refused_before_the_work(make_pipe):
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # the folders of pytest are closed to other users
+        os.chmod(folder, 0o755)
+        make_pipe("pixel").save_pretrained(f"{folder}/model")
+        os.chmod(f"{folder}/model", 0o555)
+        user = os.geteuid()
+        os.seteuid(user or 65534)  # the rights of a folder do not bind root
+        try:
+            with pytest.raises(OSError, match="model cannot be written to"):
+                calibrate(f"{folder}/model", "nowhere")
+        finally:
+            os.seteuid(user)
+            os.chmod(f"{folder}/model", 0o755)
+
+
+@pytest.fixture(scope="module")
+def calibrated(data, tmp_path_factory) -> Path:
+    """A model that is calibrated on the validation split."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    CDiffSETPipeline(**tiny_components("pixel", folder), default_num_inference_steps=1).save_pretrained(
+        folder / "model"
+    )
+    calibrate(folder / "model", data, knots=4)
+    return folder / "model"
+
+
+@pytest.mark.parametrize("spelling", ["link", ".", "pairs/", "./pairs/../pairs", "copy", "split folder", "other split"])
+def test_a_calibration_judged_on_its_own_data_says_so(spelling, calibrated, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(data if spelling == "." else data.parent)
+    given, split = spelling, "validation"
+    if spelling == "link":
+        given = tmp_path / "another_name"
+        given.symlink_to(data)
+    elif spelling == "copy":
+        given = shutil.copytree(data, tmp_path / "renamed")
+    elif spelling == "split folder":
+        given, split = data / "validation", "train"
+    elif spelling == "other split":
+        given, split = data, "test"
+    report = evaluate(calibrated, given, split, max_images=1, lpips_net=None, download=False)
+    assert report.trust.in_sample == (spelling != "other split")
+    assert report.data_name == {"copy": "renamed", "split folder": "validation"}.get(spelling, "pairs")

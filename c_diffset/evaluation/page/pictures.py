@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
@@ -69,9 +70,8 @@ def encode_pictures(result: PairResult) -> dict[str, str]:
     }
     if result.confidence is not None:
         pictures["confidence"] = _data_uri(colour_confidence(result.confidence.numpy(force=True)))
-    expected = getattr(result, "expected_error", None)
-    if expected is not None:
-        pictures["expected error"] = _data_uri(colour_error(expected.numpy(force=True)))
+    if result.expected_error is not None:
+        pictures["expected error"] = _data_uri(colour_error(result.expected_error.numpy(force=True)))
     return pictures
 
 
@@ -94,30 +94,53 @@ def _data_uri(pixels: np.ndarray) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def gallery_of(galleries: list[Gallery], names: list[str], images: list[list[ImageMetrics]]) -> dict:
-    """What `make_page` takes: the images that the first model's gallery chose, with the pictures of all models.
+@dataclass
+class Group:
+    """Pictures of one image by their labels, as data URIs; of one model, with its metrics, or given to all."""
+
+    name: str | None
+    metrics: dict[str, float] | None
+    pictures: dict[str, str]
+
+
+@dataclass
+class Card:
+    """One image of the gallery."""
+
+    id: str
+    groups: list[Group]
+
+
+@dataclass
+class GalleryView:
+    """The worst and the best images by `metric`, as the page shows them."""
+
+    metric: str
+    worst: list[Card]
+    best: list[Card]
+
+    @property
+    def has_confidence(self) -> bool:
+        """Whether any picture is one of the confidence."""
+        return any("confidence" in group.pictures for card in self.worst + self.best for group in card.groups)
+
+
+def gallery_of(galleries: list[Gallery], names: list[str], images: list[list[ImageMetrics]]) -> GalleryView:
+    """The images that the first model's gallery chose, with the pictures of all models.
 
     Args:
-        images: for each model the rows of metrics, in the order of the pass.
+        images: for each model the metrics of the images, in the order of the pass.
     """
-    worst, best = galleries[0].ranking()
-    cards = {number: _card(number, galleries, names, images) for number in worst + best}
-    return {
-        "metric": ranking_metric(images[0][0].metrics),
-        "worst": [cards[number] for number in worst],
-        "best": [cards[number] for number in best],
-    }
+    worst, best = ([_card(number, galleries, names, images) for number in each] for each in galleries[0].ranking())
+    return GalleryView(ranking_metric(images[0][0].metrics), worst, best)
 
 
-def _card(number: int, galleries: list[Gallery], names: list[str], images: list[list[ImageMetrics]]) -> dict:
-    rows = [rows[number].metrics for rows in images]
-    pictures = [gallery.pictures[number] for gallery in galleries]
+def _card(number: int, galleries: list[Gallery], names: list[str], images: list[list[ImageMetrics]]) -> Card:
+    pictures, rows = [gallery.pictures[number] for gallery in galleries], [own[number] for own in images]
     if len(names) == 1:
-        groups = [{"name": None, "metrics": rows[0], "pictures": list(pictures[0].items())}]
-    else:
-        given = [(label, pictures[0][label]) for label in ("SAR", "true")]
-        groups = [{"name": None, "metrics": None, "pictures": given}]
-        for name, row, own in zip(names, rows, pictures, strict=True):
-            made = [(label, uri) for label, uri in own.items() if label not in ("SAR", "true")]
-            groups.append({"name": name, "metrics": row, "pictures": made})
-    return {"id": images[0][number].id, "groups": groups}
+        return Card(rows[0].id, [Group(None, rows[0].metrics, pictures[0])])
+    groups = [Group(None, None, {label: pictures[0][label] for label in ("SAR", "true")})]
+    for name, row, own in zip(names, rows, pictures, strict=True):
+        made = {label: uri for label, uri in own.items() if label not in ("SAR", "true")}
+        groups.append(Group(name, row.metrics, made))
+    return Card(rows[0].id, groups)

@@ -1,14 +1,12 @@
-"""Plots as inline SVG: lines and points over two linear axes, readable in light, dark and print."""
+"""The geometry of plots: lines and points over two linear axes from 0, which the page's template draws as SVG."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from c_diffset.evaluation.page.markup import Html, element, join
-
-WIDTH, HEIGHT = 400, 300
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 48  # margins
 DASHES = ("none", "7 3", "2 3", "9 3 2 3")
+COLOURS = 6  # the template has so many
 Points = Sequence[tuple[float, float]]
 
 
@@ -25,6 +23,18 @@ class Line:
     markers: bool = False
     dash: int | None = None
 
+    @property
+    def colour(self) -> str:
+        """The class of its colour."""
+        return "grey" if self.style is None else f"s{self.style % COLOURS}"
+
+    @property
+    def dashes(self) -> str:
+        """Its dashes, as SVG has them."""
+        if self.style is None:
+            return "4 4"
+        return DASHES[(self.style if self.dash is None else self.dash) % len(DASHES)]
+
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About `count` round numbers within [low, high]: multiples of 1, 2 or 5 times a power of ten."""
@@ -35,63 +45,25 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def plot(lines: list[Line], x_label: str, y_label: str, title: str) -> Html:
-    """A figure with both axes from 0, its legend below."""
-    points = [point for line in lines for point in line.points]
-    x_high, y_high = (max(max(values), 1e-6) * 1.04 for values in zip(*points, strict=True))
+@dataclass
+class Plot:
+    """A figure with its legend below; the template reads its attributes."""
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = LEFT + (WIDTH - LEFT - RIGHT) * x / x_high
-        return round(across, 1), round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * y / y_high, 1)
+    title: str
+    x_label: str
+    y_label: str
+    lines: list[Line]
 
-    parts = [*_axes(x_high, y_high, place), *_titles(x_label, y_label)]
-    for line in lines:
-        parts += _draw(line, place)
-    svg = element("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=title)
-    return element("figure", element("figcaption", title), svg, _legend(lines), class_="plot")
+    width, height = 400, 300
+    left, right, top, bottom = LEFT, width - RIGHT, TOP, height - BOTTOM
 
+    def __post_init__(self):
+        points = [point for line in self.lines for point in line.points]
+        self.x_high, self.y_high = (max(max(values), 1e-6) * 1.04 for values in zip(*points, strict=True))
+        self.x_ticks = [(self._place(x, 0)[0], f"{x:g}") for x in ticks(0, self.x_high)]
+        self.y_ticks = [(self._place(0, y)[1], f"{y:g}") for y in ticks(0, self.y_high)]
+        self.placed = [(line, [self._place(*point) for point in line.points]) for line in self.lines]
 
-def _axes(x_high: float, y_high: float, place) -> list[Html]:
-    parts = []
-    for x in ticks(0, x_high):
-        left, bottom = place(x, 0)
-        parts.append(element("line", x1=left, x2=left, y1=TOP, y2=bottom, class_="rule"))
-        parts.append(element("text", f"{x:g}", x=left, y=bottom + 16, text_anchor="middle"))
-    for y in ticks(0, y_high):
-        left, bottom = place(0, y)
-        parts.append(element("line", x1=left, x2=WIDTH - RIGHT, y1=bottom, y2=bottom, class_="rule"))
-        parts.append(element("text", f"{y:g}", x=left - 6, y=bottom + 4, text_anchor="end"))
-    return parts
-
-
-def _titles(x_label: str, y_label: str) -> list[Html]:
-    across, down = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
-    return [
-        element("text", x_label, x=across, y=HEIGHT - 8, text_anchor="middle"),
-        element("text", y_label, transform=f"translate(13 {down}) rotate(-90)", text_anchor="middle"),
-    ]
-
-
-def _draw(line: Line, place) -> list[Html]:
-    placed = [place(*point) for point in line.points]
-    path = " ".join(f"{x},{y}" for x, y in placed)
-    parts = [element("polyline", points=path, **_look(line))]
-    if line.markers:
-        parts += [element("circle", cx=x, cy=y, r=3, class_=f"dot s{line.style % 6}") for x, y in placed]
-    return parts
-
-
-def _look(line: Line) -> dict[str, str]:
-    if line.style is None:
-        return {"class_": "line grey", "stroke_dasharray": "4 4"}
-    dash = DASHES[(line.style if line.dash is None else line.dash) % len(DASHES)]
-    return {"class_": f"line s{line.style % 6}", "stroke_dasharray": dash}
-
-
-def _legend(lines: list[Line]) -> Html:
-    entries = []
-    for line in lines:
-        sample = element("line", x1=0, x2=28, y1=6, y2=6, **_look(line))
-        svg = element("svg", sample, viewBox="0 0 28 12", width=28, height=12, aria_hidden="true")
-        entries.append(element("li", svg, join([" ", line.label])))
-    return element("ul", *entries, class_="legend")
+    def _place(self, x: float, y: float) -> tuple[float, float]:
+        across = self.left + (self.right - self.left) * x / self.x_high
+        return round(across, 1), round(self.bottom - (self.bottom - self.top) * y / self.y_high, 1)
