@@ -14,33 +14,12 @@ import numpy as np
 from scipy.integrate import trapezoid
 
 from c_diffset.evaluation.report import Curve, Estimate, Reference, Reliability, Trust, Uncertainty
+from c_diffset.measurement.ranks import Array, Ranking, correlation
 
 FRACTIONS = np.linspace(0, 0.95, 20)  # removed by the sparsification curve
 PIXELS_PER_IMAGE = 512  # neighbouring pixels say little new: more images narrow an interval, more pixels hardly
 RESAMPLES = 200
 LEVEL = 95  # percent of the resamples within an interval
-
-Array = np.ndarray
-
-
-class _Ranking:
-    """The ascending order of values, equal ones in one group: what rank statistics are computed from."""
-
-    def __init__(self, values: Array):
-        self.order = np.argsort(values, kind="stable")
-        ascending = values[self.order]
-        self.starts = np.flatnonzero(np.r_[True, ascending[1:] != ascending[:-1]])
-
-    def sums(self, values: Array) -> Array:
-        """The sum of each group, in ascending order."""
-        return np.add.reduceat(values[self.order], self.starts)
-
-    def ranks(self, weights: Array) -> Array:
-        """The weight below each value, and half of the weight that shares its rank."""
-        group = self.sums(weights)
-        ranks = np.empty(len(self.order))
-        ranks[self.order] = np.repeat(group.cumsum() - group / 2, np.diff(self.starts, append=len(self.order)))
-        return ranks
 
 
 def _ones(values: Array, weights: Array | None) -> Array:
@@ -66,7 +45,7 @@ class ReliabilityCurve:
 def quantile_bins(values: Array, bins: int, weights: Array | None = None) -> Array:
     """The bin of each value, 0 to `bins` - 1 and ascending, of about equal weight; equal values share a bin."""
     weights = _ones(values, weights)
-    middle = _Ranking(values).ranks(weights) / weights.sum()
+    middle = Ranking(values).ranks(weights) / weights.sum()
     return np.minimum((middle * bins).astype(np.int64), bins - 1)
 
 
@@ -99,7 +78,7 @@ def calibration_error(curve: ReliabilityCurve) -> float:
 # -------------------------------------------------------------------------------------- sparsification, rank, detection
 
 
-def _remaining(ranking: _Ranking, errors: Array, weights: Array) -> Array:
+def _remaining(ranking: Ranking, errors: Array, weights: Array) -> Array:
     """The mean error of what remains after each of `FRACTIONS` of the greatest values is removed."""
     kept = np.r_[0.0, ranking.sums(weights).cumsum()]
     error = np.r_[0.0, ranking.sums(weights * errors).cumsum()]
@@ -117,7 +96,7 @@ def sparsification_curve(errors: Array, uncertainty: Array, weights: Array | Non
     The first value is the mean error of all; the oracle's curve is the one with `uncertainty=errors`. Where values are
     equal, the curve is the mean over their orders (Ilg et al., 2018).
     """
-    return _remaining(_Ranking(uncertainty), errors, _ones(errors, weights))
+    return _remaining(Ranking(uncertainty), errors, _ones(errors, weights))
 
 
 def ause(errors: Array, uncertainty: Array, weights: Array | None = None) -> float:
@@ -129,25 +108,13 @@ def ause(errors: Array, uncertainty: Array, weights: Array | None = None) -> flo
     return _area(sparsification_curve(errors, uncertainty, weights), sparsification_curve(errors, errors, weights))
 
 
-def _correlation(a: Array, b: Array, weights: Array) -> float:
-    a, b = a - np.average(a, weights=weights), b - np.average(b, weights=weights)
-    norm = np.sqrt((weights * a * a).sum() * (weights * b * b).sum())
-    return float((weights * a * b).sum() / norm) if norm > 0 else 0.0
-
-
-def spearman(a: Array, b: Array, weights: Array | None = None) -> float:
-    """Rank correlation, ties at their mean rank, as `scipy.stats.spearmanr`; 0 where one side is constant."""
-    weights = _ones(a, weights)
-    return _correlation(_Ranking(a).ranks(weights), _Ranking(b).ranks(weights), weights)
-
-
-def _auroc(ranking: _Ranking, mask: Array, weights: Array) -> float:
+def _auroc(ranking: Ranking, mask: Array, weights: Array) -> float:
     positive, negative = ranking.sums(weights * mask), ranking.sums(weights * (1 - mask))
     pairs = positive.sum() * negative.sum()
     return float((positive * (negative.cumsum() - negative / 2)).sum() / pairs) if pairs > 0 else np.nan
 
 
-def _average_precision(ranking: _Ranking, mask: Array, weights: Array) -> float:
+def _average_precision(ranking: Ranking, mask: Array, weights: Array) -> float:
     positive, total = ranking.sums(weights * mask)[::-1], ranking.sums(weights)[::-1]
     precision = positive.cumsum() / np.maximum(total.cumsum(), np.finfo(float).tiny)
     return float((positive * precision).sum() / positive.sum()) if positive.any() else np.nan
@@ -158,7 +125,7 @@ def auroc(score: Array, mask: Array, weights: Array | None = None) -> float:
 
     As `sklearn.metrics.roc_auc_score`; NaN where one of both classes is absent.
     """
-    return _auroc(_Ranking(score), mask.astype(float), _ones(score, weights))
+    return _auroc(Ranking(score), mask.astype(float), _ones(score, weights))
 
 
 def average_precision(score: Array, mask: Array, weights: Array | None = None) -> float:
@@ -166,7 +133,7 @@ def average_precision(score: Array, mask: Array, weights: Array | None = None) -
 
     As `sklearn.metrics.average_precision_score`; NaN where nothing is True.
     """
-    return _average_precision(_Ranking(score), mask.astype(float), _ones(score, weights))
+    return _average_precision(Ranking(score), mask.astype(float), _ones(score, weights))
 
 
 # -------------------------------------------------------------------------------------------------------- bootstrap
@@ -304,8 +271,8 @@ class _Statistics:
         if self.discrepancy is not None and not self.discrepancy.any():  # pairs known to agree everywhere
             self.discrepancy = None
         self.threshold = threshold
-        self.by_error = _Ranking(self.error)
-        self.rankings = {key: _Ranking(x) for key, x in self.data.items() if key.startswith("by ")}
+        self.by_error = Ranking(self.error)
+        self.rankings = {key: Ranking(x) for key, x in self.data.items() if key.startswith("by ")}
         self.curves = {}
         if "expected" in self.data:
             self.curves["expected_error"] = (self.data["expected"], self.error)
@@ -321,7 +288,7 @@ class _Statistics:
         found = {("", "mean_error"): oracle[0]}
         for name, ranking in self.rankings.items():
             found[name, "ause"] = _area(_remaining(ranking, self.error, weights), oracle)
-            found[name, "spearman"] = _correlation(ranking.ranks(weights), error_ranks, weights)
+            found[name, "spearman"] = correlation(ranking.ranks(weights), error_ranks, weights)
             if self.discrepancy is not None:
                 found[name, "auroc"] = _auroc(ranking, self.discrepancy, weights)
                 found[name, "average_precision"] = _average_precision(ranking, self.discrepancy, weights)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from c_diffset.measurement.ranks import spearman
+
 CONVENTIONS = {
     "psnr": "dB, data range 1, of each image, then the mean; at most 100; higher is better",
     "ssim": "data range 1, Gaussian window of 11 pixels, sigma 1.5, no padding (as scikit-image); higher is better",
@@ -105,17 +107,6 @@ def copy_ratio(generated: Tensor, eo: Tensor, sar: Tensor, mask: Tensor | None =
     return _mean((generated - sar).abs(), mask) / _mean((generated - eo).abs(), mask).clamp_min(1e-6)
 
 
-def spearman(a: Tensor, b: Tensor) -> float:
-    """Rank correlation of two tensors of one size, ties at their mean rank; 0 where one of them is constant."""
-    ranks = []
-    for values in (a, b):
-        _, inverse, counts = torch.unique(values.flatten(), return_inverse=True, return_counts=True)
-        rank = (counts.cumsum(0) - (counts - 1) / 2).double()[inverse]
-        ranks.append(rank - rank.mean())
-    norm = ranks[0].norm() * ranks[1].norm()
-    return (ranks[0].dot(ranks[1]) / norm).item() if norm > 0 else 0.0
-
-
 @torch.no_grad()
 def measure(
     generated: Tensor,
@@ -154,7 +145,8 @@ def measure(
         error = (generated - eo).abs().mean(1)
         for i, row in enumerate(rows):
             valid = ... if mask is None else mask[i, 0] > 0
-            row["confidence_spearman"] = spearman(confidence[i][valid], error[i][valid])
+            values = (x[i][valid].flatten().numpy(force=True) for x in (confidence, error))
+            row["confidence_spearman"] = spearman(*values)
     return rows
 
 

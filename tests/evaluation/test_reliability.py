@@ -20,9 +20,9 @@ from c_diffset.evaluation.reliability import (
     quantile_bins,
     reliability_curve,
     sparsification_curve,
-    spearman,
 )
 from c_diffset.evaluation.report import Estimate
+from c_diffset.measurement.ranks import spearman
 
 N = 200_000
 THRESHOLD = 32.0
