@@ -12,14 +12,8 @@ from c_diffset.files import read_json
 
 LARGEST_FILE = 2**28  # bytes; a million images need less
 LARGEST_NUMBER = 1e30  # far above what any metric gives, and far below what a plot cannot hold
-KINDS = {
-    str: "text in UTF-8",
-    bool: "true or false",
-    int: "a whole number",
-    float: "a finite number",
-    dict: "an object",
-    list: "a list",
-}
+KINDS = {str: "text in UTF-8", bool: "true or false", int: "a whole number", float: "a finite number"}
+KINDS |= {dict: "an object", list: "a list"}
 _repr = Repr()
 _repr.maxlevel, _repr.maxdict, _repr.maxlist = 2, 2, 2
 
