@@ -31,7 +31,7 @@ TILE, OVERLAP = 512, 64
 # a small process in between: one that is started by a large one counts the other's memory as its own
 WAIT = """
 import os, subprocess, sys
-process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
 _, status, usage = os.wait4(process.pid, 0)
 print(usage.ru_maxrss)
 sys.exit(bool(status))
