@@ -65,7 +65,13 @@ PIECES = (
         "a" * 700,
     ),
 )
-STRINGS = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=6).map("".join)
+WHOLE = (
+    "x\n```\n---\nlicense: mit\n---\n# Bought\n[free](https://evil.example) <img src=x onerror=alert(1)> | `a`",
+    "<script>alert(1)</script>",
+    "[a](https://evil.example)",
+    "https://evil.example www.evil.example a@evil.example",
+)
+STRINGS = st.sampled_from(WHOLE) | st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=6).map("".join)
 NUMBERS = st.sampled_from([0, -1, 2, 10**30, 10**400, 0.5, 1e308, float("nan"), float("inf"), True, None])
 JUNK = st.recursive(
     STRINGS | NUMBERS,
@@ -82,15 +88,23 @@ def places(content, here=()) -> list[tuple]:
     return [here, *(place for key, value in inner for place in places(value, (*here, key)))][1 if here == () else 0 :]
 
 
+def at(content, place):
+    """The value at a place."""
+    return at(content[place[0]], place[1:]) if place else content
+
+
 @st.composite
 def spoiled(draw, content: dict):
-    """A structure with some of its values replaced, left out, or joined by others."""
+    """A structure with some of its values replaced, left out, or joined by others; or with texts that are others."""
     content = copy.deepcopy(content)
+    if draw(st.booleans()):
+        texts = [place for place in places(content) if isinstance(at(content, place), str) and place[-1] != "weights"]
+        for *way, last in draw(st.lists(st.sampled_from(texts), min_size=2, max_size=9)):
+            at(content, way)[last] = draw(STRINGS)
+        return content
     for _ in range(draw(st.integers(0, 3))):
         *way, last = draw(st.sampled_from(places(content)))
-        parent = content
-        for key in way:
-            parent = parent[key]
+        parent = at(content, way)
         action = draw(st.sampled_from(["replace", "replace", "text", "remove", "add"]))
         if action == "remove":
             del parent[last]
