@@ -1,1 +1,1 @@
-"""How good are the images: metrics with their conventions, and the report."""
+"""How good the images are, and how far the confidence can be trusted: reports, calibration, and the page."""

@@ -37,10 +37,10 @@ def calibrate(
 ) -> dict:
     """Fit the expected error of a pixel, and the probability of a large one, to the variance; store both in the model.
 
-    Isotonic regressions (Barlow et al., 1972; Zadrozny and Elkan, 2002) of the absolute error and of (error >
-    `threshold`) on the per-pixel variance `1 / confidence - 1`. The error is the mean over r, g, b of |generated -
-    true| in 8-bit levels, the generated image rounded to 8 bits. Pixels without data do not enter. Only
-    `model_index.json` changes, and that at once; and an older `pipeline.py`, which may know nothing of a calibration.
+    Two isotonic regressions (Barlow et al., 1972; Zadrozny and Elkan, 2002) map the per-pixel variance, which is
+    `1 / confidence - 1`, to the absolute error and to the probability that it exceeds `threshold`. The error is the
+    mean over r, g, b of |generated - true| in 8-bit levels, the generated image rounded to 8 bits. Pixels without data
+    do not count. Only `model_index.json` changes, and `pipeline.py` where it is older and may know no calibration.
 
     Args:
         model: The folder of a pipeline with a variance channel.
@@ -144,7 +144,7 @@ class VariancePool:
 
     def __init__(self, threshold: float):
         self.threshold, self.images = threshold, 0
-        self.sums = np.zeros((3, FINE_BINS))  # of pixels: count, error, error above the threshold
+        self.sums = np.zeros((3, FINE_BINS))  # the pixels, their errors, and how many errors exceed the threshold
         self.correlations: list[float] = []
 
     def add(self, result: PairResult) -> None:

@@ -8,11 +8,11 @@ from c_diffset.evaluation.reliability import paired_bootstrap
 from c_diffset.evaluation.report import Difference, Report, read_report, shown
 from c_diffset.files import check_writable, write_file
 
-SAME_IMAGES = ("data_name", "split", "crop_size", "n")  # of reports on one page, beside the ids of the images
+SAME_IMAGES = ("data_name", "split", "crop_size", "n")  # what reports on one page share, beside ids
 
 
 def write_report(metrics: list[str | os.PathLike], output: str | os.PathLike) -> None:
-    """Write the page of one or several `metrics.json`, of runs on the same images; it has no pictures.
+    """Write the page of one or several evaluations on the same images; it has no pictures.
 
     Args:
         metrics: The `metrics.json` files, or the folders that `evaluate` has written them to.
@@ -68,11 +68,6 @@ def check_same_images(reports: list[Report], names: list[str]) -> None:
                     f"unequal test sets: {shown(name)} has {key} {shown(found)}, but {shown(names[0])} has "
                     f"{shown(expected)}: evaluate all models on the same images"
                 )
-
-
-def data_name(report: dict) -> str:
-    """The data of a report: a Hub id, or of a folder the name alone, wherever it lay."""
-    return str(report["data"]) if report.get("data_on_hub") else Path(str(report["data"])).name
 
 
 def unique_names(models: list[str]) -> list[str]:

@@ -343,7 +343,7 @@ def quality_table(report: Report) -> str:
     ceiling = {} if report.ceiling is None else {"autoencoder": report.ceiling}
     columns = {"model": report.mean, **report.floors, **ceiling}
     lines = [
-        f"{report.data}, split {report.split}: {report.n} images, "
+        f"{report.model} on {report.data}, split {report.split}: {report.n} images, "
         f"{report.num_inference_steps} steps of {report.scheduler}, seed {report.seed}",
         f"{'':<22}" + "".join(f"{name:>13}" for name in columns),
     ]

@@ -16,7 +16,7 @@ from scipy.integrate import trapezoid
 from c_diffset.evaluation.report import Curve, Estimate, Reference, Reliability, Trust, Uncertainty
 from c_diffset.measurement.ranks import Array, Ranking, correlation
 
-FRACTIONS = np.linspace(0, 0.95, 20)  # removed by the sparsification curve
+FRACTIONS = np.linspace(0, 0.95, 20)  # the shares of pixels that the sparsification curve removes
 PIXELS_PER_IMAGE = 512  # neighbouring pixels say little new: more images narrow an interval, more pixels hardly
 RESAMPLES = 200
 LEVEL = 95  # percent of the resamples within an interval
@@ -193,7 +193,7 @@ class PixelSample:
     """At most `pixels_per_image` pixels of every image, drawn by `seed` and the image's number alone.
 
     What is kept of an image stands for all of its valid pixels, so that large images count as much more as they are
-    larger. Memory: 4 bytes for each pixel that is kept and each quantity, whatever the size of the images.
+    larger. The memory is 4 bytes for each kept pixel and each quantity, whatever the size of the images.
     """
 
     def __init__(self, pixels_per_image: int = PIXELS_PER_IMAGE, seed: int = 0):
@@ -216,7 +216,7 @@ class PixelSample:
             error: absolute error, levels.
             uncertainties: by name; higher where the error should be higher (a variance, not a confidence).
             expected: the error that was expected, levels.
-            probability: of an error above a threshold, as `report` names it.
+            probability: predicted probability of an error above the threshold of `report`.
             discrepancy: bool, True where an uncertainty should be high.
             mask: bool, True = valid; an image without a valid pixel is left out.
         """

@@ -209,7 +209,7 @@ class Report:
     images: list[ImageMetrics]
 
     def __post_init__(self):
-        if not self.data_name:  # of a report that was written before there was this key
+        if not self.data_name:  # the report was written before there was this key
             self.data_name = self.data if self.data_on_hub else Path(self.data).name or self.data
 
     def check(self, key: str) -> None:

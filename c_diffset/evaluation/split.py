@@ -15,7 +15,7 @@ from c_diffset.evaluation.report import LeftOut
 from c_diffset.measurement.measure import crop_pairs, mean_colour_of
 from c_diffset.measurement.metrics import LEAST_SIDE
 
-MEAN_COLOUR_PAIRS = 500  # enough for a mean: reading a large training split whole would take hours
+MEAN_COLOUR_PAIRS = 500  # enough for a mean; to read a large training split whole would take hours
 ORIGIN_COLUMNS = ("region", "scene", "sar_product", "eo_product")
 
 
@@ -39,7 +39,7 @@ class SplitPairs:
     def __init__(self, rows: Pairs, crop_size: int | None, max_images: int | None):
         self.rows, self.crop_size, self.max_images = rows, crop_size, max_images
         self.pixels_read = self.pixels_used = self.pairs_read = 0
-        self.first_image = ""  # a checksum of the first pair's, once it is read: it tells the split by whatever name
+        self.first_image = ""  # a checksum of the first pair, once it is read; it identifies the split
 
     def __iter__(self) -> Iterator[Pair]:
         self.pixels_read = self.pixels_used = self.pairs_read = 0

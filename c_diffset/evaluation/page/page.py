@@ -33,9 +33,9 @@ def make_page(
     """The page of one model or of several that were measured on the same images.
 
     Args:
-        reports: for each model what was found.
+        reports: what was found for each model.
         names: what the page calls the models, all different.
-        differences: of the other models to the first.
+        differences: how the other models differ from the first.
         gallery: the worst and the best images; None for a page without pictures.
 
     Returns:

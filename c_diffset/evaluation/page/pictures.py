@@ -19,7 +19,7 @@ CONFIDENCE_COLOURS = tuple(map(tuple, colour_confidence(np.linspace(0, 1, 5)).to
 
 
 def ranking_metric(metrics: dict[str, float]) -> str:
-    """What orders the images: LPIPS where it was measured, PSNR otherwise."""
+    """The metric that orders the images: LPIPS where it was measured, PSNR otherwise."""
     return next((name for name in metrics if name.startswith("lpips")), "psnr")
 
 

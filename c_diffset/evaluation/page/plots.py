@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 48  # margins
+LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 48  # margins in pixels
 DASHES = ("none", "7 3", "2 3", "9 3 2 3")
-COLOURS = 6  # the template has so many
+COLOURS = 6  # the number of colours that the template has
 Points = Sequence[tuple[float, float]]
 
 
