@@ -23,31 +23,39 @@ CONFIGURED = ("finetune", "distill")  # commands that read --config FILE.yaml
 # arguments whose form on the command line does not follow from the function's signature
 ARGUMENTS = {
     "prepare": {
-        "layout": {"help": "sen1-2, sen12ms, qxs-saropt, sar2opt, spacenet6, folders or csv"},
-        "source": {"help": "the data set's folder; a file for csv"},
-        "out": {"help": "a new folder for the standard form"},
+        "layout": {"help": "Layout of the data set: sen1-2, sen12ms, qxs-saropt, sar2opt, spacenet6, folders or csv."},
+        "source": {"help": "Folder of the data set; for csv, the file."},
+        "out": {"help": "New folder for the standard form."},
     },
     "translate": {
         "inputs": {
             "nargs": "+",
             "metavar": "INPUT",
-            "help": "images, GeoTIFF, SAFE folders; folders of them, glob patterns, lists (.txt), STAC items (.json)",
+            "help": "Images, GeoTIFF, SAFE folders; folders of them, glob patterns, lists (.txt), STAC items (.json).",
         },
         "--bands": {
             "nargs": "+",
-            "help": "polarisations (VV VH HH HV) or numbers of a scene's bands, as the model has them",
+            "help": "Polarisations (VV VH HH HV) or numbers of a scene's bands, in the order that the model reads.",
         },
     },
     "publish": {
-        "folder": {"help": "what is published, such as RUN/pipeline"},
-        "--repo": {"required": True, "help": "Hub id, user/name"},
-        "--datasets": {"nargs": "+", "help": "Hub ids of the training data"},
+        "folder": {"help": "Folder that is published, such as RUN/pipeline."},
+        "--repo": {"required": True, "help": "Hub id of the repository, user/name."},
+        "--datasets": {"nargs": "+", "help": "Hub ids of the training data."},
     },
     "calibrate": {
-        "--num_inference_steps": {"nargs": "+", "type": int, "help": "each calibrated by itself; else the model's"},
+        "--num_inference_steps": {
+            "nargs": "+",
+            "type": int,
+            "help": "Numbers of steps, each calibrated by itself; by default the model's own.",
+        },
     },
-    "evaluate": {"--model": {"required": True, "nargs": "+", "help": "folder or Hub id; several are compared"}},
-    "compare": {"metrics": {"nargs": "+", "metavar": "EVALUATION", "help": "metrics.json, or its folder"}},
+    "evaluate": {
+        "--model": {"required": True, "nargs": "+", "help": "Folder or Hub id of the model; several are compared."}
+    },
+    "compare": {
+        "metrics": {"nargs": "+", "metavar": "EVALUATION", "help": "File metrics.json of an evaluation, or its folder."}
+    },
 }
 HELP = f"""usage: c-diffset COMMAND [OPTION ...]
 
@@ -101,7 +109,7 @@ def main(args: list[str] | None = None) -> int:
             parser, function = command_parser(args[0])
             result = function(**vars(parser.parse_args(_spell_out_flags(args[1:], function))))
     except (ValueError, OSError) as error:
-        print(f"c-diffset {args[0]}: {error}", file=sys.stderr)
+        print(f"c-diffset {args[0]}: {' '.join(str(error).split())}", file=sys.stderr)  # libraries write several lines
         return 2
     except KeyboardInterrupt:
         print(f"c-diffset {args[0]}: interrupted", file=sys.stderr)

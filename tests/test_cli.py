@@ -1,6 +1,8 @@
 """The console, from pairs to metrics, as a user types it."""
 
+import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from c_diffset.cli import COMMANDS, main
+from c_diffset.cli import COMMANDS, CONFIGURED, command_parser, main
+from c_diffset.commands import TRAINING
 from c_diffset.synthetic.generate import write_pairs
+from c_diffset.training.config import config_parser
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,6 +35,29 @@ def test_every_command_shows_its_options(command, capsys):
         main([command, "--help"])
     assert stop.value.code == 0
     assert "--" in capsys.readouterr().out
+
+
+def parser_of(command: str):
+    """The parser of a command, the settings of a training included."""
+    if command not in CONFIGURED:
+        return command_parser(command)[0]
+    config_class, description, _ = TRAINING[command]
+    return config_parser(config_class, description)
+
+
+UNFINISHED = pytest.mark.xfail(strict=False, reason="some help texts are no full phrases yet")
+UNFINISHED_COMMANDS = ("calibrate", "publish", "evaluate")
+
+
+@pytest.mark.parametrize(
+    "command", [pytest.param(name, marks=UNFINISHED if name in UNFINISHED_COMMANDS else ()) for name in COMMANDS]
+)
+def test_every_line_of_help_is_a_phrase(command):
+    """A capital letter first and a full stop last, whatever jsonargparse adds in brackets after it."""
+    actions = [action for action in parser_of(command)._actions if action.help not in (None, argparse.SUPPRESS)]
+    texts = {action.dest: action.help for action in actions if action.dest not in ("help", "config", "print_config")}
+    assert {name: text for name, text in texts.items() if not re.fullmatch(r"[A-Z`\d].*\.", text, re.DOTALL)} == {}
+    assert all(action.help for action in parser_of(command)._actions if action.option_strings)
 
 
 def test_wrong_usage_is_named(capsys):
