@@ -12,7 +12,13 @@ from torch import nn
 
 from c_diffset.cpu import use_whole_cpu
 from c_diffset.files import file_sha256
-from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, describe_pickle
+from c_diffset.pipelines.pipeline_cdiffset import (
+    CDiffSETPipeline,
+    align,
+    build_empty,
+    check_weights,
+    describe_pickle,
+)
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -31,24 +37,47 @@ def load_pipeline(
 
     Args:
         model: folder or Hub id of the pipeline.
-        revision: of a Hub id.
-        device: where it goes.
-        dtype: its precision.
+        revision: branch, tag or commit of a Hub id.
+        device: where the model runs, see `choose_device`.
+        dtype: precision of the weights.
         vae: the autoencoder to use instead of the model's own, as in `replace_autoencoder`.
 
     Raises:
-        ValueError: `vae` does not fit the model.
-        OSError: files are missing, or the model's weights are pickled.
+        ValueError: `vae` does not fit the model, there is no such device, or settings of the model make no sense.
+        OSError: files are missing or damaged, or the model's weights are pickled.
     """
+    where = choose_device(device)
     pipe = CDiffSETPipeline.from_pretrained(model, revision=revision)
     if vae is not None:
         replace_autoencoder(pipe, vae)
-    pipe.unet.to(memory_format=torch.channels_last)  # up to half as fast again in half precision
-    pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"), getattr(torch, dtype))
+    if where.type == "mps":  # its convolutions are only tried in the plain order of memory
+        for part in filter(None, (pipe.unet, pipe.vae)):
+            part.to(memory_format=torch.contiguous_format)
+    else:
+        pipe.unet.to(memory_format=torch.channels_last)  # up to half as fast again in half precision
+    pipe.to(where, getattr(torch, dtype))
     pipe.set_progress_bar_config(disable=True)
     if pipe.device.type == "cpu":
         use_whole_cpu()
     return pipe
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device of this name, such as "cuda:1" or "mps"; by default CUDA where there is one, else the CPU.
+
+    Apple's "mps" is used where it is asked for alone, since no result has been compared with that of other devices.
+
+    Raises:
+        ValueError: this machine has no such device.
+    """
+    there = ["cpu"]
+    if torch.accelerator.is_available():
+        kind = torch.accelerator.current_accelerator().type
+        there += [kind, *(f"{kind}:{number}" for number in range(torch.accelerator.device_count()))]
+    name = name or ("cuda" if "cuda" in there else "cpu")
+    if str(name) not in there:
+        raise ValueError(f"device {str(name)!r} is not on this machine: expected one of {', '.join(there)}")
+    return torch.device(name)
 
 
 def model_revision(model: str | os.PathLike, revision: str | None = None) -> str | None:
@@ -116,4 +145,7 @@ def load_autoencoder(
     if message is not None:
         raise ValueError(message)
     chosen = classes[config["_class_name"]]
-    return chosen.from_pretrained(source, revision=revision, subfolder=subfolder, use_safetensors=True)
+    if Path(source).is_dir():
+        folder = Path(source, subfolder or "")
+        check_weights(folder, build_empty(folder, chosen))
+    return align(chosen.from_pretrained(source, revision=revision, subfolder=subfolder, use_safetensors=True))

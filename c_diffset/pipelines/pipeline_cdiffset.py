@@ -7,12 +7,14 @@ Method: C-DiffSET (Do, Lee, Lee, Kim; arXiv 2411.10788); in pixel space: conditi
 """
 
 import base64
+import json
 import math
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as brief
 
 import numpy as np
 import PIL.Image
@@ -28,16 +30,27 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from diffusers.configuration_utils import FrozenDict
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import create_repo
-from transformers import CLIPTextModel, CLIPTokenizer
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 PROMPT = "electro-optical image"
 SAR_DISPLAY = {"units": "display", "range": [0.0, 1.0], "channels": [0, 0, 0]}
 DEFAULT_RANGE = {"display": [0.0, 1.0], "db": [-30.0, 0.0], "power": [-30.0, 0.0], "amplitude": [-30.0, 0.0]}
 FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0, "int32": 65535.0}  # PIL opens 16-bit images as 32-bit integers
+LARGEST = 1e6  # absolute value of any number in a model's settings; more is an error, or an attack on the memory
+LIMITS = {"layers": 64, "block_out": LARGEST, "block": 64, "sample_size": 8192}  # of settings named so
 PIL_MODES = ("L", "RGB", "I;16", "I;16L", "I;16B", "I", "F")
+MODELS = {
+    "unet": {"UNet2DConditionModel": UNet2DConditionModel, "UNet2DModel": UNet2DModel},
+    "vae": {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny},
+    "text_encoder": {"CLIPTextModel": CLIPTextModel},
+}
+SCHEDULERS = {"DDIMScheduler": DDIMScheduler, "DDPMScheduler": DDPMScheduler, "LCMScheduler": LCMScheduler}
 SOURCE = Path(__file__).read_text(encoding="utf-8")  # the code that runs, also where the file changes later
 
 
@@ -84,6 +97,9 @@ def variance_to_confidence(variance: torch.Tensor) -> torch.Tensor:
     return 1 / (1 + variance)
 
 
+CALIBRATION = ("variance", "expected_error", "probability")
+
+
 def apply_calibration(confidence: torch.Tensor, knots: dict, name: str) -> torch.Tensor:
     """Confidence (any shape) to "expected_error" or "probability", linear between the knots in variance."""
     known, values = (torch.tensor(knots[key], device=confidence.device) for key in ("variance", name))
@@ -98,17 +114,20 @@ def check_calibration(calibration: dict) -> dict:
     `steps`, the knots of `apply_calibration`.
 
     Raises:
-        ValueError: it has another form, or knots that do not rise.
+        ValueError: it has another form, or knots that do not rise, which need a new calibration.
     """
-    try:
-        assert calibration["threshold"] >= 0
-        for knots in calibration["steps"].values():
-            known, *maps = (np.array(knots[name], float) for name in ("variance", "expected_error", "probability"))
-            assert len(known) >= 2 and known[0] >= 0 and (np.diff(known) > 0).all()
-            for values in maps:
-                assert values.shape == known.shape and np.isfinite(values).all() and (np.diff(values) >= 0).all()
-    except (AssertionError, KeyError, TypeError, ValueError, AttributeError):
-        raise ValueError("calibration: expected what `c-diffset calibrate` writes, with rising knots") from None
+    steps = calibration.get("steps") if isinstance(calibration, dict) else None
+    if not isinstance(steps, dict) or not _is_number(calibration.get("threshold"), 0):
+        raise ValueError("calibration: expected what `c-diffset calibrate` writes, with `threshold` and `steps`")
+    for number, knots in steps.items():
+        maps = [knots.get(name) if isinstance(knots, dict) else None for name in CALIBRATION]
+        lists = [values for values in maps if isinstance(values, list) and all(_is_number(x, 0) for x in values)]
+        lengths = {len(values) for values in lists}
+        if len(lists) < 3 or len(lengths) > 1 or min(lengths) < 2:
+            raise ValueError(f"calibration of {number} steps: expected {CALIBRATION}, each a list of as many numbers")
+        known, error, probability = (np.diff(np.array(values, np.float32)) for values in lists)  # as they are used
+        if not ((known > 0).all() and (error >= 0).all() and (probability >= 0).all()) or lists[2][-1] > 1:
+            raise ValueError(f"calibration of {number} steps: expected rising knots, and probabilities up to 1")
     return calibration
 
 
@@ -119,31 +138,32 @@ def check_sar_transform(sar_transform: dict) -> dict:
         ValueError: unknown keys or units, malformed `channels` or `bands`, or a `range` that is neither [low, high],
             low < high, nor one such pair for each channel.
     """
+    if not isinstance(sar_transform, dict):
+        raise ValueError(f"sar_transform is {brief(sar_transform)}: expected a mapping with 'units'")
     unknown = set(sar_transform) - {"units", "range", "channels", "bands"}
     if unknown:
         expected = "'units', 'range', 'channels', 'bands'"
-        raise ValueError(f"sar_transform has unknown keys {sorted(unknown)}: expected {expected}")
+        raise ValueError(f"sar_transform has unknown keys {brief(sorted(map(str, unknown)))}: expected {expected}")
     units = sar_transform.get("units")
-    if units not in DEFAULT_RANGE:
-        raise ValueError(f"sar_transform['units'] is {units!r}: expected one of {list(DEFAULT_RANGE)}")
+    if not isinstance(units, str) or units not in DEFAULT_RANGE:
+        raise ValueError(f"sar_transform['units'] is {brief(units)}: expected one of {list(DEFAULT_RANGE)}")
     limits, channels = sar_transform.get("range", DEFAULT_RANGE[units]), sar_transform.get("channels", [0, 0, 0])
-    bands = isinstance(channels, list | tuple) and [re.fullmatch(r"\d+(-\d+)?", str(channel)) for channel in channels]
+    bands = isinstance(channels, list | tuple) and list(map(_is_channel, channels))
     if not bands or not all(bands):
         raise ValueError(
-            f"sar_transform['channels'] is {channels!r}: expected a list of band indices, or 'i-j' for a ratio"
+            f"sar_transform['channels'] is {brief(channels)}: expected a list of band indices, or 'i-j' for a ratio"
         )
     each = isinstance(limits, list | tuple) and len(limits) == len(channels) and all(map(_is_range, limits))
     if not _is_range(limits) and not each:
         raise ValueError(
-            f"sar_transform['range'] is {limits}: expected [low, high], two numbers with low < high, or one such pair "
-            f"for each of the {len(channels)} channels"
+            f"sar_transform['range'] is {brief(limits)}: expected [low, high], two numbers with low < high, or one "
+            f"such pair for each of the {len(channels)} channels"
         )
-    names = sar_transform.get("bands")
-    count = count_bands(channels)
+    names, count = sar_transform.get("bands"), count_bands(channels)
     named = isinstance(names, list | tuple) and len(names) == count and all(isinstance(name, str) for name in names)
     if names is not None and not named:
         raise ValueError(
-            f"sar_transform['bands'] is {names!r}: expected {count} names such as 'VV', one for each band in 'channels'"
+            f"sar_transform['bands'] is {brief(names)}: expected {count} names such as 'VV', one for each band"
         )
     return {
         "units": units,
@@ -157,17 +177,28 @@ def count_bands(channels: list) -> int:
     return 1 + max(int(band) for channel in channels for band in str(channel).split("-"))
 
 
+def _is_number(value, least: float = -LARGEST) -> bool:
+    """Whether this is a real number of sensible size, no NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= LARGEST
+
+
+def _is_channel(channel) -> bool:
+    """Whether this is the number of a band, or two such numbers, "i-j"."""
+    return isinstance(channel, int | str) and re.fullmatch(r"[0-9]{1,4}(-[0-9]{1,4})?", str(channel)[:10]) is not None
+
+
 def _is_range(limits) -> bool:
-    """Whether this is [low, high], finite, with low < high."""
-    if not isinstance(limits, list | tuple) or len(limits) != 2:
-        return False
-    return all(isinstance(x, int | float) and math.isfinite(x) for x in limits) and limits[0] < limits[1]
+    """Whether this is [low, high], numbers with low < high in float32."""
+    pair = isinstance(limits, list | tuple) and len(limits) == 2 and all(map(_is_number, limits))
+    return bool(pair and np.float32(limits[0]) < np.float32(limits[1]))
 
 
 def _to_bands(image) -> tuple[torch.Tensor, float | None]:
     """An image in any form to float32 bands C x H x W of native values, and the full scale of integers (else None)."""
     if isinstance(image, PIL.Image.Image) and image.mode not in PIL_MODES:
         raise ValueError(f"a SAR image of PIL mode {image.mode}: expected one of {PIL_MODES}, so convert it first")
+    if isinstance(image, np.ma.MaskedArray):
+        raise ValueError("a masked SAR array: fill the pixels without data first, such as by `array.filled(value)`")
     values = image if isinstance(image, torch.Tensor) else np.asarray(image)
     dtype = str(values.dtype).removeprefix("torch.") if isinstance(values, torch.Tensor) else values.dtype.name
     if "float" not in dtype and dtype not in FULL_SCALE:
@@ -240,6 +271,19 @@ def sar_to_tensor(image, sar_transform: dict) -> torch.Tensor:
     return ((picked - low) / (high - low)).clamp(0, 1) * 2 - 1
 
 
+@torch.no_grad()
+def align(model: nn.Module) -> nn.Module:
+    """Copy each weight that starts at no multiple of 64 bytes, as in mapped safetensors; returns the model.
+
+    Matrix kernels of many CPUs add in another order there, so that a loaded model would differ from the one that was
+    saved by some 1e-6, and one process from the next.
+    """
+    for weight in (*model.parameters(), *model.buffers()):
+        if weight.data_ptr() % 64:
+            weight.data = weight.data.clone()
+    return model
+
+
 class CDiffSETPipeline(DiffusionPipeline):
     """Translate SAR images to EO images, with a confidence for each pixel.
 
@@ -261,6 +305,13 @@ class CDiffSETPipeline(DiffusionPipeline):
     _optional_components = ["vae", "text_encoder", "tokenizer"]
     _callback_tensor_inputs = ["latents"]
 
+    unet: UNet2DConditionModel | UNet2DModel
+    scheduler: DDIMScheduler | DDPMScheduler | LCMScheduler
+    vae: AutoencoderKL | AutoencoderTiny | None
+    text_encoder: CLIPTextModel | None
+    tokenizer: CLIPTokenizer | None
+    config: FrozenDict
+
     def __init__(
         self,
         unet: UNet2DConditionModel | UNet2DModel,
@@ -281,6 +332,11 @@ class CDiffSETPipeline(DiffusionPipeline):
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
         if prompt_embeds is None and text_encoder is not None and tokenizer is not None:
             prompt_embeds = encode_prompt_embeds(text_encoder, tokenizer)
+        limits = {"default_num_inference_steps": (default_num_inference_steps, 1)}
+        limits["confidence_timestep"] = (confidence_timestep, 0)
+        for name, (value, least) in limits.items():
+            if not isinstance(value, int) or not _is_number(value, least):
+                raise ValueError(f"{name} is {brief(value)}: expected a whole number, {least} to {LARGEST:.0f}")
         self._prompt = None if prompt_embeds is None else decode_prompt_embeds(prompt_embeds)
         self.register_to_config(
             sar_transform=check_sar_transform(SAR_DISPLAY if sar_transform is None else sar_transform),
@@ -290,6 +346,13 @@ class CDiffSETPipeline(DiffusionPipeline):
             prompt_embeds=prompt_embeds,
             calibration=None if calibration is None else check_calibration(calibration),
         )
+
+    def register_modules(self, **modules) -> None:
+        """Take components in, their weights aligned in memory (see `align`)."""
+        for module in modules.values():
+            if isinstance(module, nn.Module):
+                align(module)
+        super().register_modules(**modules)
 
     @property
     def vae_scale_factor(self) -> int:
@@ -358,9 +421,16 @@ class CDiffSETPipeline(DiffusionPipeline):
             raise ValueError(
                 "the scheduler has rescale_betas_zero_snr=True: no image follows from epsilon at pure noise"
             )
+        abar = self.scheduler.alphas_cumprod
+        if abar.ndim != 1 or not ((abar >= 0) & (abar <= 1)).all():
+            raise ValueError("the scheduler's betas are no noise schedule: expected numbers from 0 to 1")
         self.check_channels()
-        if num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps is {num_inference_steps}, expected at least 1")
+        if not isinstance(num_inference_steps, int | np.integer) or num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps is {num_inference_steps}, expected at least 1 (a whole number)")
+        self.scheduler.set_timesteps(num_inference_steps)
+        last, count = int(self.scheduler.timesteps.max()), len(abar)
+        if last >= count:
+            raise ValueError(f"the scheduler's steps reach time {last}, of {count}: expected a smaller steps_offset")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type is {output_type!r}, expected 'pil', 'np', 'pt' or 'latent'")
         unknown = set(callback_tensor_inputs) - set(self._callback_tensor_inputs)
@@ -528,6 +598,8 @@ class CDiffSETPipeline(DiffusionPipeline):
         if output_type != "latent":
             decoded = [(self.decode(final)[..., :height, :width].float() * 0.5 + 0.5).cpu() for final, _ in samples]
             images = torch.stack(decoded).mean(dim=0)
+            if not torch.isfinite(images).all():
+                raise ValueError("the model's image holds NaN or infinite values: try dtype float32")
             if len(decoded) > 1:
                 maps["spread"] = (torch.stack(decoded) * 255).std(dim=0).mean(dim=1)
         maps = {name: values.cpu() if output_type == "pt" else values.cpu().numpy() for name, values in maps.items()}
@@ -554,13 +626,24 @@ class CDiffSETPipeline(DiffusionPipeline):
         """Load from a folder or Hub id, safetensors only; arguments as for `DiffusionPipeline.from_pretrained`.
 
         Raises:
-            OSError: files are missing, or a component's weights are pickled, which can run code when they are loaded.
+            OSError: a file is missing or damaged, lacks a tensor, or is a pickle, which can run code when it is loaded.
+            ValueError: the settings in a file make no sense.
         """
-        for component in {"unet", "vae", "text_encoder"} - set(kwargs):
-            message = describe_pickle(Path(pretrained_model_name_or_path, component))
-            if message is not None:
-                raise OSError(message)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs | {"use_safetensors": True})
+        if Path(pretrained_model_name_or_path).is_dir():
+            check_folder(Path(pretrained_model_name_or_path), kwargs, kwargs.get("variant"))
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs | {"use_safetensors": True})
+        except (ValueError, OSError):
+            raise
+        except Exception as error:  # damaged tokenizers end in errors of any kind
+            raise OSError(f"{pretrained_model_name_or_path} cannot be loaded: {one_line(error)}") from error
+
+    @classmethod
+    def download(cls, pretrained_model_name, **kwargs) -> str:
+        """Bring a Hub id into the cache, as `DiffusionPipeline.download` does, and check what came (`check_folder`)."""
+        folder = super().download(pretrained_model_name, **kwargs)
+        check_folder(Path(folder), kwargs, kwargs.get("variant"))
+        return folder
 
     def save_pretrained(
         self,
@@ -606,6 +689,105 @@ class CDiffSETPipeline(DiffusionPipeline):
         return self._upload_folder(folder, repo_id, token, commit_message, bool(create_pr))
 
 
+def check_folder(folder: Path, given: Collection[str] = (), variant: str | None = None) -> None:
+    """Refuse a pipeline's folder that is damaged or hostile, before memory is taken for anything in it.
+
+    Components that are `given` are not read.
+
+    Raises:
+        OSError: a file is missing, damaged or a pickle, or a component's weights are not those that its config needs.
+        ValueError: a file is not JSON, names components that this pipeline has not, or numbers beyond any use.
+    """
+    index = read_settings(folder / "model_index.json")
+    for name, classes in (MODELS | {"scheduler": SCHEDULERS}).items():
+        entry = index.get(name)
+        if name in given or (entry in (None, [None, None]) and name in CDiffSETPipeline._optional_components):
+            continue
+        library = "transformers" if name == "text_encoder" else "diffusers"
+        if not isinstance(entry, list) or len(entry) != 2 or entry[0] != library or entry[1] not in list(classes):
+            expected = " or ".join(f'["{library}", "{choice}"]' for choice in classes)
+            raise ValueError(f"{folder}/model_index.json: {name} is {brief(entry)}, expected {expected}")
+        if name == "scheduler":
+            build_empty(folder / name, classes[entry[1]])
+            continue
+        message = describe_pickle(folder / name)
+        if message is not None:
+            raise OSError(message)
+        check_weights(folder / name, build_empty(folder / name, classes[entry[1]]), variant)
+
+
+def read_settings(path: Path) -> dict:
+    """A JSON object without absurd numbers: FileNotFoundError without the file, ValueError for any other content."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds a {type(settings).__name__}: expected a JSON object")
+    for key, value in settings.items():
+        limit = next((limit for part, limit in LIMITS.items() if part in key), LARGEST)
+        entries = value if isinstance(value, list) else [value]
+        numbers = [number for entry in entries for number in (entry if isinstance(entry, list) else [entry])]
+        if "block" in key and len(entries) > 64:
+            raise ValueError(f"{path}: {key} has {len(entries)} entries, expected at most 64")
+        if any(isinstance(number, int | float) and not abs(number) <= limit for number in numbers):
+            raise ValueError(f"{path}: {key} is {brief(value)}, expected no number above {limit:.0f}")
+    return settings
+
+
+def build_empty(folder: Path, component: type) -> nn.Module | DDIMScheduler | DDPMScheduler | LCMScheduler:
+    """A component as its config describes it, without memory for its weights; ValueError where that is not possible."""
+    path = folder / ("scheduler_config.json" if component in SCHEDULERS.values() else "config.json")
+    settings = read_settings(path)
+    try:
+        if component in SCHEDULERS.values():
+            scheduler = component.from_config(settings)
+            scheduler.set_timesteps(1)
+            return scheduler
+        with torch.device("meta"):
+            text = component is CLIPTextModel
+            return CLIPTextModel(CLIPTextConfig.from_dict(settings)) if text else component.from_config(settings)
+    except Exception as error:  # constructors raise anything at settings of the wrong type
+        raise ValueError(f"{path} describes no {component.__name__}: {one_line(error)}") from error
+
+
+def check_weights(folder: Path, model: nn.Module, variant: str | None = None) -> None:
+    """Refuse safetensors that are cut short, lack one of the model's tensors, or hold it in another shape, by OSError.
+
+    Nothing but the files' headers is read.
+    """
+    marks = ["", *([] if variant is None else [rf"\.{re.escape(variant)}"])]
+    patterns = [re.compile(rf"\w+{mark}(-\d+-of-\d+)?\.safetensors") for mark in marks]
+    named = [[file for file in sorted(folder.glob("*")) if pattern.fullmatch(file.name)] for pattern in patterns]
+    files = named[-1] or named[0]  # without the variant's own, diffusers takes the plain ones
+    shapes = {}
+    for file in files:
+        try:
+            with safe_open(file, "pt") as weights:
+                shapes |= {_tensor_name(key): weights.get_slice(key).get_shape() for key in weights.keys()}
+        except SafetensorError as error:
+            raise OSError(f"{file} is damaged ({one_line(error)}): copy or download it again") from None
+    for key, weight in model.state_dict().items() if files else ():
+        found = shapes.get(_tensor_name(key))
+        if found != list(weight.shape):
+            what = "lacks the tensor" if found is None else f"holds, in shape {found}, the tensor"
+            raise OSError(f"{files[0]} {what} {key} of shape {list(weight.shape)}, which its config.json asks for")
+
+
+def _tensor_name(key: str) -> str:
+    """One name for a tensor in files of all times: older ones name attention and the text model otherwise."""
+    old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    key = re.sub(r"\.(query|key|value|proj_attn)\.", lambda found: f".{old[found[1]]}.", key)
+    return key.removeprefix("text_model.")
+
+
+def one_line(error: Exception) -> str:
+    """The text of an error in one line of bounded length."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+
+
 def describe_pickle(folder: Path) -> str | None:
     """What is wrong with a component's folder that holds its weights as a pickle only; None for any other folder."""
     files = sorted(folder.glob("*"))
@@ -638,8 +820,9 @@ def decode_prompt_embeds(stored: dict) -> torch.Tensor:
     try:
         values = np.frombuffer(base64.b64decode(stored["float32"], validate=True), dtype="<f4")
         embeds = torch.from_numpy(values.astype(np.float32).reshape(stored["shape"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"prompt_embeds cannot be read ({error!r}): write it with `encode_prompt_embeds`") from None
-    if embeds.ndim != 3 or len(embeds) != 1 or not torch.isfinite(embeds).all():
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        found = brief(str(error))
+        raise ValueError(f"prompt_embeds cannot be read ({found}): write it with `encode_prompt_embeds`") from None
+    if embeds.ndim != 3 or len(embeds) != 1 or not embeds.numel() or not torch.isfinite(embeds).all():
         raise ValueError(f"prompt_embeds of shape {tuple(embeds.shape)}: expected finite values, 1 x tokens x channels")
     return embeds

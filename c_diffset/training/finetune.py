@@ -12,6 +12,7 @@ from c_diffset.objectives.denoising import add_noise, c_diff_loss, denoising_los
 from c_diffset.pipelines.pipeline_cdiffset import (
     SAR_DISPLAY,
     CDiffSETPipeline,
+    align,
     check_sar_transform,
     encode_prompt_embeds,
 )
@@ -44,13 +45,13 @@ def build_pipeline(config: ModelConfig) -> CDiffSETPipeline:
 
 def _from_stable_diffusion(config: ModelConfig) -> CDiffSETPipeline:
     where = dict(revision=config.revision, use_safetensors=True)
-    unet = UNet2DConditionModel.from_pretrained(config.base, subfolder="unet", **where)
+    unet = align(UNet2DConditionModel.from_pretrained(config.base, subfolder="unet", **where))
     if config.vae is None:
         vae = load_autoencoder(config.base, config.revision, "vae")
     else:
         vae = load_autoencoder(config.vae)
     widen(unet, vae.config.latent_channels)
-    text_encoder = CLIPTextModel.from_pretrained(config.base, subfolder="text_encoder", **where)
+    text_encoder = align(CLIPTextModel.from_pretrained(config.base, subfolder="text_encoder", **where))
     tokenizer = CLIPTokenizer.from_pretrained(config.base, subfolder="tokenizer", revision=config.revision)
     scheduler = DDIMScheduler.from_pretrained(
         config.base,

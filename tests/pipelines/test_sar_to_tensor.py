@@ -158,7 +158,7 @@ def test_defaults_of_the_transform():
         ({"range": [0, -30]}, "sar_transform['range'] is [0, -30]: expected [low, high], two numbers with low < high"),
         ({"range": [0, 0]}, "sar_transform['range'] is [0, 0]"),
         ({"range": [0]}, "sar_transform['range'] is [0]"),
-        ({"range": "-30,0"}, "sar_transform['range'] is -30,0"),
+        ({"range": "-30,0"}, "sar_transform['range'] is '-30,0'"),
         ({"range": [float("nan"), 0]}, "sar_transform['range'] is [nan, 0]"),
         ({"range": None}, "sar_transform['range'] is None"),
         ({"channels": []}, "sar_transform['channels'] is []"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel, UNet2DModel
 from safetensors.torch import save_file
 
 from c_diffset.pipelines import pipeline_cdiffset
@@ -55,6 +55,24 @@ def test_round_trip(make_pipe, sar, tmp_path, space):
         assert loaded.config[key] == pipe.config[key]
     assert isinstance(json.loads((tmp_path / "model/model_index.json").read_text())["_class_name"], str)
     assert (tmp_path / "model/pipeline.py").read_text(encoding="utf-8") == CODE
+
+
+@every_space
+def test_weights_are_aligned_in_memory(make_pipe, tmp_path, space):
+    """Mapped safetensors start anywhere; matrix kernels of many CPUs add in another order there."""
+    make_pipe(space).save_pretrained(tmp_path / "model")
+    folder = str(tmp_path / "model")
+    as_it_is = UNet2DModel if space != "kl" else UNet2DConditionModel
+    assert any(weight.data_ptr() % 64 for weight in as_it_is.from_pretrained(folder, subfolder="unet").parameters())
+    for pipe in (
+        CDiffSETPipeline.from_pretrained(folder),
+        DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True),
+    ):
+        parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+        assert all(weight.data_ptr() % 64 == 0 for part in parts for weight in (*part.parameters(), *part.buffers()))
+    other = as_it_is.from_pretrained(folder, subfolder="unet")
+    pipe.register_modules(unet=other)
+    assert all(weight.data_ptr() % 64 == 0 for weight in other.parameters())
 
 
 def test_the_text_encoder_is_optional_once_the_prompt_is_embedded(make_pipe, sar, tmp_path):
