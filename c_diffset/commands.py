@@ -129,6 +129,8 @@ def _train_and_publish(train: Callable[[RunConfig], Path], config: RunConfig) ->
     if repo:
         check_target(repo)
     folder = train(config)
+    if PartialState().is_main_process:
+        print(f"model: {folder}")
     if repo and PartialState().is_main_process:
         is_pipeline = (folder / "model_index.json").is_file()
         try:
