@@ -55,7 +55,9 @@ def load_pipeline(
             part.to(memory_format=torch.contiguous_format)
     else:
         pipe.unet.to(memory_format=torch.channels_last)  # up to half as fast again in half precision
-    pipe.to(where, getattr(torch, dtype))
+    precision, models = getattr(torch, dtype), [part for part in pipe.components.values() if hasattr(part, "dtype")]
+    change = [precision] if any(part.dtype != precision for part in models) else []
+    pipe.to(where, *change)  # a precision that changes nothing would make diffusers warn
     pipe.set_progress_bar_config(disable=True)
     if pipe.device.type == "cpu":
         use_whole_cpu()
