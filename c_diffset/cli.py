@@ -13,13 +13,14 @@ COMMANDS = {
     "prepare": ("c_diffset.commands:prepare", "bring a data set into the standard form"),
     "finetune": ("c_diffset.commands:finetune", "fine-tune a model, on one process"),
     "distill": ("c_diffset.commands:distill", "distil a model into a student of few steps, on one process"),
+    "finetune_decoder": ("c_diffset.commands:finetune_decoder", "fine-tune a tiny decoder, on one process"),
     "translate": ("c_diffset.inference.translate:translate", "translate SAR images and whole scenes to EO"),
     "calibrate": ("c_diffset.evaluation.calibrate:calibrate", "measure what error the model's variance stands for"),
     "publish": ("c_diffset.hub.publish:publish", "publish a model on the Hugging Face Hub"),
     "evaluate": ("c_diffset.evaluation.evaluate:evaluate", "measure a model on a split: metrics, floors, pictures"),
     "compare": ("c_diffset.evaluation.compare:write_report", "put earlier evaluations side by side on one page"),
 }
-CONFIGURED = ("finetune", "distill")  # commands that read --config FILE.yaml
+CONFIGURED = ("finetune", "distill", "finetune_decoder")  # commands that read --config FILE.yaml
 # arguments whose form on the command line does not follow from the function's signature
 ARGUMENTS = {
     "prepare": {
@@ -61,7 +62,7 @@ HELP = f"""usage: c-diffset COMMAND [OPTION ...]
 
 Translate SAR images to EO images, and say how far each pixel can be trusted.
 
-{"".join(f"  {name:<10} {text}" + chr(10) for name, (_, text) in COMMANDS.items())}
+{"".join(f"  {name:<16} {text}" + chr(10) for name, (_, text) in COMMANDS.items())}
 `c-diffset COMMAND --help` shows the options; they are named like the Python parameters that they set.
 Training on several processes or GPUs: `accelerate launch tools/finetune.py`, and likewise `tools/distill.py`.
 """

@@ -128,4 +128,4 @@ def test_from_pairs_to_metrics(tmp_path):
     options = ["--evaluation", str(tmp_path / "metrics"), f"--dry-run={tmp_path / 'preview'}", "--pixel-size", "10"]
     assert main([*publish, *options]) == 0
     card = (tmp_path / "preview/README.md").read_text()
-    assert "expected_error" in card and f"| psnr | {report['mean']['psnr']:.4f} |" in card
+    assert "expected_error" in card and f"| `psnr` | {report['mean']['psnr']:.4f} |" in card

@@ -124,10 +124,10 @@ def check_calibration(calibration: dict) -> dict:
         lists = [values for values in maps if isinstance(values, list) and all(_is_number(x, 0) for x in values)]
         lengths = {len(values) for values in lists}
         if len(lists) < 3 or len(lengths) > 1 or min(lengths) < 2:
-            raise ValueError(f"calibration of {number} steps: expected {CALIBRATION}, each a list of as many numbers")
+            raise ValueError(f"calibration of {number!r} steps: expected {CALIBRATION}, each a list of as many numbers")
         known, error, probability = (np.diff(np.array(values, np.float32)) for values in lists)  # as they are used
         if not ((known > 0).all() and (error >= 0).all() and (probability >= 0).all()) or lists[2][-1] > 1:
-            raise ValueError(f"calibration of {number} steps: expected rising knots, and probabilities up to 1")
+            raise ValueError(f"calibration of {number!r} steps: expected rising knots, and probabilities up to 1")
     return calibration
 
 
@@ -598,14 +598,14 @@ class CDiffSETPipeline(DiffusionPipeline):
         if output_type != "latent":
             decoded = [(self.decode(final)[..., :height, :width].float() * 0.5 + 0.5).cpu() for final, _ in samples]
             images = torch.stack(decoded).mean(dim=0)
-            if not torch.isfinite(images).all():
-                raise ValueError("the model's image holds NaN or infinite values: try dtype float32")
             if len(decoded) > 1:
                 maps["spread"] = (torch.stack(decoded) * 255).std(dim=0).mean(dim=1)
         maps = {name: values.cpu() if output_type == "pt" else values.cpu().numpy() for name, values in maps.items()}
         if output_type in ("np", "pil"):
             images = images.permute(0, 2, 3, 1).numpy()
         if output_type == "pil":
+            if not np.isfinite(images).all():
+                raise ValueError("the model's image holds NaN or infinite values: try dtype float32")
             images = [PIL.Image.fromarray(image) for image in (images * 255).round().astype(np.uint8)]
         maps = {"confidence": None, "variance": None} | maps
         return CDiffSETPipelineOutput(images=images, latents=latents, **maps)

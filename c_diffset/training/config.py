@@ -389,7 +389,7 @@ def parse_config(config_class: type, description: str, args: list[str] | None = 
     """
     parser = config_parser(config_class, description)
     try:
-        settings = parser.instantiate_classes(parser.parse_args(args))
+        settings = parser.instantiate(parser.parse_args(args))
         settings.pop("config", None)
         return config_class(**vars(settings))
     except (ArgumentError, ValueError, TypeError) as error:

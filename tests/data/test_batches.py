@@ -21,7 +21,7 @@ from c_diffset.data.batches import (
     training_loader,
 )
 from c_diffset.data.pairs import load_pairs, read_pair
-from c_diffset.inference.raster import SarRaster
+from c_diffset.inference.raster import ReadOptions, SarRaster
 from c_diffset.inference.tiles import Box
 from c_diffset.synthetic.generate import write_pairs
 
@@ -153,7 +153,7 @@ def test_a_tiff_means_the_same_in_training_and_as_a_scene(form, units, tmp_path)
         raster.write(values, 1)
         raster.scales, raster.offsets = [scale], [offset]
     transform = {"units": units, "range": [-25.0, 0.0], "channels": [0, 0, 0]}
-    scene, valid = SarRaster(path, transform, units=units).read(Box(0, 0, 16, 16))
+    scene, valid = SarRaster(path, transform, ReadOptions(units=units)).read(Box(0, 0, 16, 16))
     eo = io.BytesIO()
     PIL.Image.fromarray(np.full((16, 16, 3), 9, np.uint8)).save(eo, "PNG")
     row = {"id": "x", "sar": {"bytes": path.read_bytes(), "path": None}, "eo": {"bytes": eo.getvalue(), "path": None}}

@@ -249,7 +249,7 @@ def test_the_report_names_the_autoencoder_and_its_ceiling(make_pipe, data, tmp_p
     assert other.ceiling["psnr"] != own.ceiling["psnr"] and other.floors == own.floors
     lines = capsys.readouterr().out.splitlines()
     psnr = [line for line in lines if line.startswith("psnr")][-1]
-    assert psnr.split()[-1] == f"{other['ceiling']['psnr']:.4f}"
+    assert psnr.split()[-1] == f"{other.ceiling['psnr']:.4f}"
     assert [line.split()[-1] for line in lines if "sar_grey" in line] == ["autoencoder", "autoencoder"]
 
 

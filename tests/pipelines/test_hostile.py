@@ -117,7 +117,7 @@ except ValueError as error:
 def test_a_calibration_is_checked_without_assertions_too():
     root = Path(__file__).parents[2]
     shown = subprocess.run([sys.executable, "-O", "-c", BAD_CALIBRATION], cwd=root, capture_output=True, text=True)
-    assert shown.stdout == "calibration of 2 steps: expected rising knots, and probabilities up to 1\n", shown.stderr
+    assert shown.stdout == "calibration of '2' steps: expected rising knots, and probabilities up to 1\n", shown.stderr
 
 
 @bounded_examples(50)
@@ -213,8 +213,8 @@ def test_configs_of_a_scheduler(folder, changes):
     config = json.loads((folder / "scheduler/scheduler_config.json").read_text()) | changes
     pipe = outcome(load_pipeline, changed(folder, "scheduler/scheduler_config.json", json.dumps(config).encode()))
     if not isinstance(pipe, str):
-        output = outcome(pipe, IMAGE, num_inference_steps=1, output_type="np")
-        assert isinstance(output, str) or np.isfinite(output.images).all()
+        output = outcome(pipe, IMAGE, num_inference_steps=1)
+        assert isinstance(output, str) or output.images[0].size == (8, 8)
 
 
 def test_weights_that_lack_a_tensor_are_refused(folder):
