@@ -77,7 +77,7 @@ def choose_device(name: str | None = None) -> torch.device:
         kind = torch.accelerator.current_accelerator().type
         there += [kind, *(f"{kind}:{number}" for number in range(torch.accelerator.device_count()))]
     name = name or ("cuda" if "cuda" in there else "cpu")
-    if str(name) not in there:
+    if str(name) not in (*there, "cpu:0"):  # as a launched process is told
         raise ValueError(f"device {str(name)!r} is not on this machine: expected one of {', '.join(there)}")
     return torch.device(name)
 
