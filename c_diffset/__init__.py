@@ -4,24 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what editors and type checkers see; at run time a name is imported when it is used
-    from c_diffset.commands import finetune as finetune
-    from c_diffset.commands import prepare as prepare
-    from c_diffset.data.pairs import load_pairs as load_pairs
-    from c_diffset.evaluation.evaluate import evaluate as evaluate
-    from c_diffset.hub.publish import publish as publish
-    from c_diffset.hub.publish_pairs import publish_pairs as publish_pairs
-    from c_diffset.inference.canvas import translate_windows as translate_windows
-    from c_diffset.inference.scene import SceneOptions as SceneOptions
-    from c_diffset.inference.scene import translate_scene as translate_scene
-    from c_diffset.pipelines.pipeline_cdiffset import (
-        CDiffSETPipeline as CDiffSETPipeline,
-    )
-    from c_diffset.pipelines.pipeline_cdiffset import (
-        CDiffSETPipelineOutput as CDiffSETPipelineOutput,
-    )
-    from c_diffset.synthetic.generate import make_pair as make_pair
-    from c_diffset.synthetic.generate import write_pairs as write_pairs
-    from c_diffset.training.config import FinetuneConfig as FinetuneConfig
+    from c_diffset.commands import finetune, prepare
+    from c_diffset.data.pairs import load_pairs
+    from c_diffset.evaluation.evaluate import evaluate
+    from c_diffset.hub.publish import publish
+    from c_diffset.hub.publish_pairs import publish_pairs
+    from c_diffset.inference.canvas import translate_windows
+    from c_diffset.inference.scene import SceneOptions, translate_scene
+    from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, CDiffSETPipelineOutput
+    from c_diffset.synthetic.generate import make_pair, write_pairs
+    from c_diffset.training.config import FinetuneConfig
 
 __version__ = "0.1.0"
 
@@ -41,7 +33,22 @@ _WHERE = {
     "translate_scene": "c_diffset.inference.scene",
     "translate_windows": "c_diffset.inference.canvas",
 }
-__all__ = sorted(_WHERE)
+__all__ = [
+    "CDiffSETPipeline",
+    "CDiffSETPipelineOutput",
+    "FinetuneConfig",
+    "SceneOptions",
+    "evaluate",
+    "finetune",
+    "load_pairs",
+    "make_pair",
+    "prepare",
+    "publish",
+    "publish_pairs",
+    "translate_scene",
+    "translate_windows",
+    "write_pairs",
+]
 
 
 def __getattr__(name: str):

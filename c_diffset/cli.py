@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from inspect import signature
 
@@ -68,7 +69,7 @@ Training on several processes or GPUs: `accelerate launch tools/finetune.py`, an
 """
 
 
-def command_parser(name: str) -> tuple[ArgumentParser, object]:
+def command_parser(name: str) -> tuple[ArgumentParser, Callable]:
     """The parser of one command, and the function it calls."""
     target, text = COMMANDS[name]
     module, function_name = target.split(":")

@@ -3,7 +3,7 @@
 import os
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
@@ -52,9 +52,10 @@ def load_pipeline(
         replace_autoencoder(pipe, vae)
     if where.type == "mps":  # its convolutions are only tried in the plain order of memory
         for part in filter(None, (pipe.unet, pipe.vae)):
-            part.to(memory_format=torch.contiguous_format)
+            part.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     else:
-        pipe.unet.to(memory_format=torch.channels_last)  # up to half as fast again in half precision
+        # up to half as fast again in half precision
+        pipe.unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     precision, models = getattr(torch, dtype), [part for part in pipe.components.values() if hasattr(part, "dtype")]
     change = [precision] if any(part.dtype != precision for part in models) else []
     pipe.to(where, *change)  # a precision that changes nothing would make diffusers warn
@@ -73,8 +74,8 @@ def choose_device(name: str | None = None) -> torch.device:
         ValueError: this machine has no such device.
     """
     there = ["cpu"]
-    if torch.accelerator.is_available():
-        kind = torch.accelerator.current_accelerator().type
+    if accelerator := torch.accelerator.is_available() and torch.accelerator.current_accelerator():
+        kind = accelerator.type
         there += [kind, *(f"{kind}:{number}" for number in range(torch.accelerator.device_count()))]
     name = name or ("cuda" if "cuda" in there else "cpu")
     if str(name) not in (*there, "cpu:0"):  # as a launched process is told
@@ -110,7 +111,8 @@ def replace_autoencoder(pipe: CDiffSETPipeline, source: str | os.PathLike) -> No
         raise ValueError(f"autoencoder {source}: this model is in pixel space and uses none, so leave `vae` out")
     vae = load_autoencoder(AUTOENCODERS.get(str(source), str(source)))
     check_same_latents(vae, pipe, source)
-    pipe.register_modules(vae=vae.to(memory_format=torch.channels_last))  # as the pipeline does with its own
+    vae.to(memory_format=torch.channels_last)  # as the pipeline does with its own # pyright: ignore[reportCallIssue]
+    pipe.register_modules(vae=vae)
 
 
 def check_same_latents(vae: AutoencoderKL | AutoencoderTiny, pipe: CDiffSETPipeline, source: str | os.PathLike) -> None:
@@ -139,8 +141,8 @@ def load_autoencoder(
         ValueError: the config names another class, or the weights are pickled.
         OSError: files are missing.
     """
-    config = AutoencoderKL.load_config(source, revision=revision, subfolder=subfolder)
-    classes = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+    config: Any = AutoencoderKL.load_config(source, revision=revision, subfolder=subfolder)
+    classes: dict[str, Any] = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
     if config.get("_class_name") not in classes:
         raise ValueError(f"autoencoder {source} is a {config.get('_class_name')}: expected one of {sorted(classes)}")
     message = describe_pickle(Path(source, subfolder or ""))

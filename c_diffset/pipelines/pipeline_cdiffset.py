@@ -15,6 +15,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as brief
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import PIL.Image
@@ -38,6 +39,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+Model = TypeVar("Model", bound=nn.Module)
 PROMPT = "electro-optical image"
 SAR_DISPLAY = {"units": "display", "range": [0.0, 1.0], "channels": [0, 0, 0]}
 DEFAULT_RANGE = {"display": [0.0, 1.0], "db": [-30.0, 0.0], "power": [-30.0, 0.0], "amplitude": [-30.0, 0.0]}
@@ -159,7 +161,7 @@ def check_sar_transform(sar_transform: dict) -> dict:
             f"sar_transform['range'] is {brief(limits)}: expected [low, high], two numbers with low < high, or one "
             f"such pair for each of the {len(channels)} channels"
         )
-    names, count = sar_transform.get("bands"), count_bands(channels)
+    names, count = sar_transform.get("bands"), count_bands(list(channels))
     named = isinstance(names, list | tuple) and len(names) == count and all(isinstance(name, str) for name in names)
     if names is not None and not named:
         raise ValueError(
@@ -272,7 +274,7 @@ def sar_to_tensor(image, sar_transform: dict) -> torch.Tensor:
 
 
 @torch.no_grad()
-def align(model: nn.Module) -> nn.Module:
+def align(model: Model) -> Model:
     """Copy each weight that starts at no multiple of 64 bytes, as in mapped safetensors; returns the model.
 
     Matrix kernels of many CPUs add in another order there, so that a loaded model would differ from the one that was
@@ -328,7 +330,8 @@ class CDiffSETPipeline(DiffusionPipeline):
     ):
         super().__init__()
         if vae is not None:
-            vae.to(memory_format=torch.channels_last)  # two to four times faster in half precision
+            # two to four times faster in half precision
+            vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
         if prompt_embeds is None and text_encoder is not None and tokenizer is not None:
             prompt_embeds = encode_prompt_embeds(text_encoder, tokenizer)
@@ -389,7 +392,7 @@ class CDiffSETPipeline(DiffusionPipeline):
         if self.vae is None:
             return latents.clamp(-1, 1)
         latents = latents / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
-        return self.vae.decode(latents.to(self.vae.dtype)).sample.clamp(-1, 1)
+        return self.vae.decode(latents.to(self.vae.dtype)).sample.clamp(-1, 1)  # pyright: ignore[reportArgumentType]
 
     def prompt_kwargs(self, batch_size: int) -> dict:
         """The UNet's text condition: the constant prompt, or nothing for a UNet without cross attention."""
@@ -557,25 +560,25 @@ class CDiffSETPipeline(DiffusionPipeline):
         """
         shape = (len(sar_latents), self.eo_channels, *sar_latents.shape[-2:])
         self.scheduler.set_timesteps(steps)  # on the CPU, where the scheduler's scalar arithmetic never waits for a GPU
-        latents = self.prepare_latents(shape, generator, latents) * self.scheduler.init_noise_sigma
+        state = self.prepare_latents(shape, generator, latents) * self.scheduler.init_noise_sigma
         prompt = self.prompt_kwargs(len(sar_latents))
 
         timesteps = self.scheduler.timesteps
-        on_device = timesteps.to(latents.device)
+        on_device = timesteps.to(state.device)
         confidence_step = (timesteps - self.config.confidence_timestep).abs().argmin().item()
-        variance = None
-        with self.progress_bar(total=len(timesteps)) as progress_bar:
+        variance, step = None, cast(Any, self.scheduler.step)  # their annotations are older than lists of generators
+        with self.progress_bar(total=len(timesteps)) as progress_bar:  # pyright: ignore[reportCallIssue]
             for i, t in enumerate(timesteps):
-                prediction, raw = self.predict(sar_latents, latents, on_device[i], prompt)
+                prediction, raw = self.predict(sar_latents, state, on_device[i], prompt)
                 if raw is not None and i == confidence_step:
                     abar = self.scheduler.alphas_cumprod[t]
                     variance = clean_variance(raw_to_variance(raw), abar, self.config.prediction_type)
-                latents = self.scheduler.step(prediction, t, latents, generator=generator, return_dict=False)[0]
+                state = step(prediction, t, state, generator=generator, return_dict=False)[0]
                 if callback is not None:
-                    tensors = {"latents": latents} if tensor_inputs else {}
-                    latents = (callback(self, i, t, tensors) or {}).get("latents", latents)
+                    tensors = {"latents": state} if tensor_inputs else {}
+                    state = (callback(self, i, t, tensors) or {}).get("latents", state)
                 progress_bar.update()
-        return latents, variance
+        return state, variance
 
     def postprocess(
         self,
@@ -588,7 +591,7 @@ class CDiffSETPipeline(DiffusionPipeline):
         """Decode, bring confidence to pixels, crop the padding away, average samples, convert to `output_type`."""
         latents, maps, images = samples[-1][0], {}, samples[-1][0]
         if samples[0][1] is not None:
-            variance = torch.stack([variance for _, variance in samples]).mean(dim=0)
+            variance = torch.stack([variance for _, variance in samples if variance is not None]).mean(dim=0)
             confidence = self.to_pixels(variance_to_confidence(variance))[:, :height, :width]
             maps = {"confidence": confidence, "variance": variance}
             knots = self.calibration_knots(steps) if len(samples) == 1 else None
@@ -643,7 +646,7 @@ class CDiffSETPipeline(DiffusionPipeline):
         """Bring a Hub id into the cache, as `DiffusionPipeline.download` does, and check what came (`check_folder`)."""
         folder = super().download(pretrained_model_name, **kwargs)
         check_folder(Path(folder), kwargs, kwargs.get("variant"))
-        return folder
+        return str(folder)
 
     def save_pretrained(
         self,
@@ -737,7 +740,7 @@ def read_settings(path: Path) -> dict:
     return settings
 
 
-def build_empty(folder: Path, component: type) -> nn.Module | DDIMScheduler | DDPMScheduler | LCMScheduler:
+def build_empty(folder: Path, component: type) -> Any:
     """A component as its config describes it, without memory for its weights; ValueError where that is not possible."""
     path = folder / ("scheduler_config.json" if component in SCHEDULERS.values() else "config.json")
     settings = read_settings(path)

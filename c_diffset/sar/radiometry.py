@@ -42,13 +42,13 @@ def measured(values: np.ndarray, units: str | None, nodata_declared: bool) -> np
     NaN, infinity and what lies below `LOWEST` cannot; nor can zero power. Pixels of 0 dB in all bands stand for
     missing ones unless the file declares by itself what is missing.
     """
-    valid = np.isfinite(values).all(axis=0)
+    valid = np.asarray(np.isfinite(values).all(axis=0))
     if units in LOWEST:
-        valid &= (values > LOWEST[units]).all(axis=0)
+        valid = valid & (values > LOWEST[units]).all(axis=0)
     if units == "power":
-        valid &= (values != 0).all(axis=0)
+        valid = valid & (values != 0).all(axis=0)
     if units == "db" and not nodata_declared:
-        valid &= (values != 0).any(axis=0)
+        valid = valid & (values != 0).any(axis=0)
     return valid
 
 
@@ -69,11 +69,11 @@ def to_model(image: np.ndarray, valid: np.ndarray | None, sar_transform: dict) -
     Pixels that are not finite in every band, or 0 in linear units, are not valid; nor are those that `valid` rules out.
     """
     bands = image.reshape(*image.shape[:2], -1)
-    good = np.isfinite(bands).all(axis=2)
+    good = np.asarray(np.isfinite(bands).all(axis=2))
     if sar_transform["units"] in ("power", "amplitude"):
-        good &= (bands != 0).all(axis=2)
+        good = good & (bands != 0).all(axis=2)
     if valid is not None:
-        good &= valid
+        good = good & valid
     if not good.any():
         return np.full((len(sar_transform["channels"]), *good.shape), -1, np.float32), good
     if not good.all():

@@ -44,8 +44,8 @@ class Calibration:
         below = position.astype(int)
         above = np.minimum(below + 1, len(self.lines) - 1)
         first, last = below[0], above[-1]
-        profiles = np.float32([np.interp(columns, *vector) for vector in self.vectors[first : last + 1]])
-        weight = np.float32(position - below)[:, None]
+        profiles = np.array([np.interp(columns, *vector) for vector in self.vectors[first : last + 1]], np.float32)
+        weight = (position - below).astype(np.float32)[:, None]
         return profiles[below - first] * (1 - weight) + profiles[above - first] * weight
 
 
@@ -192,10 +192,11 @@ def _read(source: rasterio.DatasetReader, window: Window) -> np.ndarray:
 def _windows(height: int, width: int) -> Iterator[Window]:
     for row in range(0, height, WINDOW[0]):
         for column in range(0, width, WINDOW[1]):
-            yield Window(column, row, min(WINDOW[1], width - column), min(WINDOW[0], height - row))
+            yield Window(column, row, min(WINDOW[1], width - column), min(WINDOW[0], height - row))  # pyright: ignore[reportCallIssue]
 
 
 def _start(measurement: Path) -> str:
     """The start of the acquisition, ISO 8601 in UTC, from a name such as s1a-iw-grd-vv-20201104t134909-... .tiff."""
-    date, time = MEASUREMENT.fullmatch(measurement.name)["start"].lower().split("t")
+    match = MEASUREMENT.fullmatch(measurement.name)
+    date, time = (match["start"] if match else "").lower().split("t")
     return f"{date[:4]}-{date[4:6]}-{date[6:]}T{time[:2]}:{time[2:4]}:{time[4:]}Z"
