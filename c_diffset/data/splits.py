@@ -4,33 +4,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
-from datasets import Dataset
-
-
-def split_pairs(
-    dataset: Dataset, fractions: Mapping[str, float], by: str | None = None, seed: int = 0
-) -> tuple[dict[str, Dataset], str]:
-    """Divide a data set into splits that share no region or scene.
-
-    Args:
-        fractions: The share of every split, such as `{"train": 0.8, "validation": 0.1, "test": 0.1}`.
-        by: The metadata column whose values must each stay within one split, or "random". By default `region`, else
-            `scene`, else random.
-
-    Returns:
-        The splits, and a sentence that says how they were made, for the report.
-
-    Raises:
-        ValueError: the column is absent, or has fewer values than there are splits.
-    """
-    by = by or next((column for column in ("region", "scene") if column in dataset.column_names), "random")
-    if by != "random" and by not in dataset.column_names:
-        raise ValueError(f"no column {by!r} to split by; found {', '.join(dataset.column_names)}.")
-    groups = [str(value) for value in dataset["id" if by == "random" else by]]
-    chosen = assign_splits(groups, fractions, seed)
-    splits = {name: dataset.select([i for i, split in enumerate(chosen) if split == name]) for name in fractions}
-    return splits, describe_split(by)
-
 
 def describe_split(by: str) -> str:
     """How a split by `by` was made, in words."""

@@ -197,8 +197,9 @@ class _Job:
             tiles = sum(self.pixels[source] for source in todo if is_scene(source))
             tiles = math.ceil(tiles / (settings["tile_size"] - settings["overlap"]) ** 2)
             scenes = f", about {tiles} tiles of scenes" if tiles else ""
-            text = f"{len(todo)} inputs of {total / 1e6:.1f} megapixels{scenes}, {self.translator.steps} steps each"
-            print(text, file=sys.stderr, flush=True)
+            inputs = f"{len(todo)} input{'s' * (len(todo) > 1)} of {total / 1e6:.1f} megapixels"
+            steps = f"{self.translator.steps} step{'s' * (self.translator.steps > 1)} each"
+            print(f"{inputs}{scenes}, {steps}", file=sys.stderr, flush=True)
 
     def _settings(self, source: Path) -> dict:
         return self.translator.settings if is_scene(source) else self.translator.image_settings
@@ -247,7 +248,8 @@ class _Job:
         result.written, result.failed = gather(result.written), dict(gather(list(result.failed.items())))
         if self.team.rank == 0:
             for source, error in result.failed.items():
-                print(one_line(f"failed: {source}: {error}"), file=sys.stderr)
+                named = error if error.startswith(str(source)) else f"{source}: {error}"
+                print(one_line(f"failed: {named}"), file=sys.stderr)
             for source in finished:
                 self._keep(source)
             counts = f"{len(result.written)} written, {len(result.skipped)} there already, {len(result.failed)} failed"

@@ -15,7 +15,7 @@ from datasets import Dataset, Features, Image, load_dataset
 from c_diffset.data.images import read_image
 from c_diffset.data.pairs import list_splits, load_pairs, read_pair
 from c_diffset.data.sources import _check_origin
-from c_diffset.data.splits import assign_splits, split_pairs
+from c_diffset.data.splits import assign_splits
 
 RNG = np.random.default_rng(0)
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -371,16 +371,6 @@ def test_no_split_is_empty():
     assert sorted(assign_splits(["a"] * 50 + ["b"] + ["c"], FRACTIONS)[-3:]) == ["test", "train", "validation"]
     with pytest.raises(ValueError, match="2 groups .a, b. cannot fill 3 splits"):
         assign_splits(["a", "b"], FRACTIONS)
-
-
-def test_split_pairs_names_its_rule():
-    pairs = Dataset.from_dict({"id": [str(i) for i in range(20)], "region": [str(i // 2) for i in range(20)]})
-    splits, rule = split_pairs(pairs, FRACTIONS)
-    assert rule == "by region" and [len(splits[name]) for name in FRACTIONS] == [16, 2, 2]
-    assert len(set(splits["test"]["region"])) == 1
-    assert split_pairs(pairs.remove_columns("region"), FRACTIONS)[1].startswith("random (")
-    with pytest.raises(ValueError, match="no column 'city' to split by; found id, region"):
-        split_pairs(pairs, FRACTIONS, by="city")
 
 
 # nothing outside of the data folder
