@@ -10,11 +10,13 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import PIL.Image
 import rasterio
 import yaml
 from accelerate.state import AcceleratorState
+from packaging.version import Version
 from rasterio.transform import from_origin
 
 from c_diffset.training.config import DataConfig, OptimizerConfig
@@ -22,6 +24,8 @@ from c_diffset.training.config import DataConfig, OptimizerConfig
 ROOT = Path(__file__).parent.parent
 ACCELERATE = str(Path(sys.executable).parent / "accelerate")
 UTM = {"crs": "EPSG:32631", "transform": from_origin(500_000, 4_000_000, 10, 10)}
+# the argument of `from_pretrained` that diffusers renamed
+DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
 DISPLAY = {"units": "display", "range": [0.0, 1.0], "channels": [0]}
 
 

@@ -7,6 +7,7 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from c_diffset.models.unet import add_lora, add_variance_channel, small_unet, widen, widen_conv_in
 from c_diffset.objectives.denoising import denoising_loss
 from c_diffset.pipelines.pipeline_cdiffset import align, raw_to_variance
+from tests.helpers import DTYPE
 
 TEXT = torch.linspace(-1, 1, 40, dtype=torch.float64).reshape(1, 5, 8)
 
@@ -80,7 +81,7 @@ def test_widened_unet_is_saved_and_loaded_as_a_stock_model(tmp_path):
     unet = text_to_image_unet()
     widen(unet, eo_channels=4)
     unet.save_pretrained(tmp_path)
-    loaded = align(UNet2DConditionModel.from_pretrained(tmp_path, dtype=torch.float64))
+    loaded = align(UNet2DConditionModel.from_pretrained(tmp_path, **{DTYPE: torch.float64}))
     sample = torch.randn(1, 8, 8, 8, dtype=torch.float64)
     assert torch.equal(run(loaded, sample), run(unet, sample))
 

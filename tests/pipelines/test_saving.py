@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from c_diffset.pipelines import pipeline_cdiffset
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+from tests.helpers import DTYPE
 
 every_space = pytest.mark.parametrize("space", ["kl", "tiny", "pixel"])
 CODE = Path(pipeline_cdiffset.__file__).read_text(encoding="utf-8")
@@ -97,7 +98,7 @@ def test_variant_and_precision(make_pipe, sar, tmp_path, space):
     pipe = make_pipe(space).to(torch.float16)
     pipe.save_pretrained(tmp_path / "model", variant="fp16")
     assert weights(tmp_path / "model") and all(".fp16." in name for name in weights(tmp_path / "model"))
-    loaded = CDiffSETPipeline.from_pretrained(tmp_path / "model", variant="fp16", dtype=torch.float16)
+    loaded = CDiffSETPipeline.from_pretrained(tmp_path / "model", variant="fp16", **{DTYPE: torch.float16})
     assert loaded.unet.dtype == torch.float16
     assert_same(translate(loaded, sar), translate(pipe, sar))
 
