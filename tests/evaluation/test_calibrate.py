@@ -156,7 +156,6 @@ def test_expected_error_of_unseen_images_is_the_measured_one_in_every_decile(mod
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_model_trained_on_generated_pairs_knows_its_error_on_unseen_ones(tmp_path):
     """Trained on one split, calibrated on the next, measured on the third: within 10 % in every decile."""
     for split, count in (("train", 96), ("validation", 1200), ("test", 1200)):

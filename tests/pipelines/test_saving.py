@@ -118,6 +118,7 @@ pipe.save_pretrained(again)
 """
 
 
+@pytest.mark.slow
 def test_the_folder_works_where_the_package_is_not_installed(make_pipe, tmp_path):
     pipe = make_pipe("kl")
     pipe.save_pretrained(tmp_path / "model")
@@ -292,6 +293,7 @@ pipe = CDiffSETPipeline.from_pretrained(folder)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "readme"),
     [

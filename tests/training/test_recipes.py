@@ -36,6 +36,7 @@ def test_an_unknown_name_lists_the_known_ones():
     assert all(name in str(refusal.value) for name in NAMES)
 
 
+@pytest.mark.slow
 def test_the_command_and_the_tool_know_them(tmp_path):
     settings = ["--config", "sd21", "--data.source", "pairs", "--print_config"]
     shown = []
