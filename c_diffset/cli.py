@@ -63,7 +63,7 @@ HELP = f"""usage: c-diffset COMMAND [OPTION ...]
 
 Translate SAR images to EO images, and say how far each pixel can be trusted.
 
-{"".join(f"  {name:<16} {text}" + chr(10) for name, (_, text) in COMMANDS.items())}
+{"".join(f"  {name:<17} {text}" + chr(10) for name, (_, text) in COMMANDS.items())}
 `c-diffset COMMAND --help` shows the options; they are named like the Python parameters that they set.
 Training on several processes or GPUs: `accelerate launch tools/finetune.py`, and likewise `tools/distill.py`.
 """
