@@ -12,20 +12,20 @@ from safetensors import SafetensorError, safe_open
 
 from c_diffset.files import is_hub_id, public_name, read_json
 from c_diffset.hub.markdown import plain
-from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, count_bands
+from c_diffset.pipelines.pipeline_cdiffset import MODELS, SCHEDULERS, CDiffSETPipeline, count_bands
 
 INDEX, CODE = "model_index.json", "pipeline.py"
 GENERATED = (CODE, "README.md", "mlm.json", "checksums.sha256", "grid.png")
 LICENSE_FILE = "LICENSE"  # is published too where there is one
 COMPONENTS = {  # each component's configuration, and the stock classes that it may be of
-    "unet": ("config.json", "diffusers", ("UNet2DConditionModel", "UNet2DModel")),
-    "vae": ("config.json", "diffusers", ("AutoencoderKL", "AutoencoderTiny")),
-    "text_encoder": ("config.json", "transformers", ("CLIPTextModel",)),
+    "unet": ("config.json", "diffusers", tuple(MODELS["unet"])),
+    "vae": ("config.json", "diffusers", tuple(MODELS["vae"])),
+    "text_encoder": ("config.json", "transformers", tuple(MODELS["text_encoder"])),
     "tokenizer": ("tokenizer_config.json", "transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
-    "scheduler": ("scheduler_config.json", "diffusers", ("DDIMScheduler", "DDPMScheduler", "LCMScheduler")),
+    "scheduler": ("scheduler_config.json", "diffusers", tuple(SCHEDULERS)),
 }
 REQUIRED = ("unet", "scheduler")
-WITH_WEIGHTS = ("unet", "vae", "text_encoder")
+WITH_WEIGHTS = tuple(MODELS)
 COMPONENT_FILES = re.compile(
     r"[\w.-]+\.safetensors(\.index\.json)?|(tokenizer_|scheduler_)?config\.json|vocab\.json|merges\.txt|tokenizer\.json"
     r"|special_tokens_map\.json|added_tokens\.json"
@@ -118,28 +118,26 @@ def component_files(folder: Path, config: str = "config.json", has_weights: bool
             raise ValueError(f"{folder / name} has no weight_map of tensors and files: save the pipeline again")
         if missing := set(parts.values()) - weights:
             raise FileNotFoundError(f"{folder / plain(min(missing))} is missing, a part of the weights")
-    stored_tensors(folder)
+    _check_readable(folder)
     return names
 
 
-def stored_tensors(folder: Path) -> set[str]:
-    """The names of all tensors in a component's weights; ValueError for a file that is none of safetensors."""
-    found: set[str] = set()
+def _check_readable(folder: Path) -> None:
+    """Refuse a component's weights that are no safetensors, whether loading would read that file or not: ValueError."""
     for path in sorted(folder.glob("*.safetensors")):
         try:
-            with safe_open(path, "pt") as file:
-                found |= set(file.keys())
+            with safe_open(path, "pt"):
+                pass
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged or no safetensors file ({plain(error)}): save it again") from None
-    return found
 
 
 def load_checked(folder: Path) -> CDiffSETPipeline:
     """The pipeline of a folder, with its own weights and none that loading makes up.
 
     Raises:
-        FileNotFoundError: tensors are missing.
-        ValueError: it cannot be loaded, its parts do not fit together, or a tensor is not finite.
+        ValueError: it cannot be loaded (also where tensors are missing), its parts do not fit together, or a tensor is
+            not finite.
     """
     try:
         pipe = CDiffSETPipeline.from_pretrained(folder)
@@ -158,12 +156,7 @@ def load_checked(folder: Path) -> CDiffSETPipeline:
 
 
 def _check_tensors(module: torch.nn.Module, folder: Path) -> None:
-    tensors = module.state_dict()
-    stored = stored_tensors(folder)
-    missing = sorted(name for name in tensors if name not in stored)
-    if missing:
-        raise FileNotFoundError(f"{folder} lacks {len(missing)} tensors, such as {missing[0]}: save the pipeline again")
-    for key, tensor in tensors.items():
+    for key, tensor in module.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{folder}: {key} holds NaN or infinite values")
 
