@@ -10,7 +10,8 @@ if TYPE_CHECKING:  # what editors and type checkers see; at run time a name is i
     from c_diffset.hub.publish import publish
     from c_diffset.hub.publish_pairs import publish_pairs
     from c_diffset.inference.canvas import translate_windows
-    from c_diffset.inference.scene import SceneOptions, translate_scene
+    from c_diffset.inference.options import SceneOptions
+    from c_diffset.inference.scene import translate_scene
     from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, CDiffSETPipelineOutput
     from c_diffset.synthetic.generate import make_pair, write_pairs
     from c_diffset.training.config import FinetuneConfig
@@ -29,7 +30,7 @@ _WHERE = {
     "evaluate": "c_diffset.evaluation.evaluate",
     "publish": "c_diffset.hub.publish",
     "publish_pairs": "c_diffset.hub.publish_pairs",
-    "SceneOptions": "c_diffset.inference.scene",
+    "SceneOptions": "c_diffset.inference.options",
     "translate_scene": "c_diffset.inference.scene",
     "translate_windows": "c_diffset.inference.canvas",
 }

@@ -5,18 +5,12 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from accelerate import PartialState
+from c_diffset.training.config import DecoderConfig, DistillConfig, FinetuneConfig, RunConfig, parse_config
 
-from c_diffset.data.prepare import Summary
-from c_diffset.data.prepare import prepare as prepare_pairs
-from c_diffset.hub.publish import check_target, publish, publish_autoencoder
-from c_diffset.hub.publish_pairs import check_push, publish_pairs
-from c_diffset.training.config import DistillConfig, FinetuneConfig, RunConfig, parse_config
-from c_diffset.training.decoder import DecoderConfig
-from c_diffset.training.decoder import finetune_decoder as train_decoder
-from c_diffset.training.distill import distill as train_student
-from c_diffset.training.finetune import finetune as train_model
+if TYPE_CHECKING:
+    from c_diffset.data.prepare import Summary
 
 
 def prepare(
@@ -34,7 +28,7 @@ def prepare(
     license: str | None = None,
     private: bool = False,
     overwrite: bool = False,
-) -> Summary:
+) -> "Summary":
     """Write a data set of a known layout in the standard form of `load_pairs`, and publish it where `push` says so.
 
     The result is written aside and renamed when complete. Pairs that cannot be used are left out, and listed in
@@ -61,6 +55,9 @@ def prepare(
         ValueError: unknown layout, no pairs found, or none fit to use; an unfit id or licence.
         OSError: `out` is in use, or the Hub cannot be reached.
     """
+    from c_diffset.data.prepare import prepare as prepare_pairs
+    from c_diffset.hub.publish_pairs import check_push, publish_pairs
+
     if push is not None:
         check_push(push, license)
     if push is not None and (Path(out) / "summary.json").is_file():
@@ -73,8 +70,10 @@ def prepare(
     return summary
 
 
-def _read_summary(out: Path, layout: str) -> Summary:
+def _read_summary(out: Path, layout: str) -> "Summary":
     """The summary that an earlier call wrote; FileExistsError where it is of another layout, or no summary."""
+    from c_diffset.data.prepare import Summary
+
     try:
         summary = Summary(**json.loads((out / "summary.json").read_text(encoding="utf-8")))
     except (ValueError, TypeError):
@@ -87,17 +86,23 @@ def _read_summary(out: Path, layout: str) -> Summary:
 
 def finetune(config: FinetuneConfig) -> Path:
     """Fine-tune as `config` says, and publish the result where it says so; returns the folder of the pipeline."""
-    return _train_and_publish(train_model, config)
+    from c_diffset.training.finetune import finetune as train
+
+    return _train_and_publish(train, config)
 
 
 def distill(config: DistillConfig) -> Path:
     """Distil as `config` says, and publish the result where it says so; returns the folder of the student."""
-    return _train_and_publish(train_student, config)
+    from c_diffset.training.distill import distill as train
+
+    return _train_and_publish(train, config)
 
 
 def finetune_decoder(config: DecoderConfig) -> Path:
     """Fine-tune a decoder as `config` says, and publish it where it says so; returns the autoencoder's folder."""
-    return _train_and_publish(train_decoder, config)
+    from c_diffset.training.decoder import finetune_decoder as train
+
+    return _train_and_publish(train, config)
 
 
 # command: (its settings, what it does, the function)
@@ -125,6 +130,11 @@ def run_tool(command: str) -> None:
 
 def _train_and_publish(train: Callable[[RunConfig], Path], config: RunConfig) -> Path:
     """Check what the Hub needs before hours of work, then train and publish; the model stays where publishing fails."""
+    from accelerate import PartialState
+
+    from c_diffset.hub.contents import check_target, publish_autoencoder
+    from c_diffset.hub.publish import publish
+
     repo, private = config.push_to_hub, config.push_private
     if repo:
         check_target(repo)

@@ -3,18 +3,7 @@
 import shutil
 from pathlib import Path
 
-from c_diffset.evaluation.evaluate import evaluate
 from c_diffset.files import is_own, make_own, remove_own
-from c_diffset.synthetic.generate import SIZES, write_pairs
-from c_diffset.training.config import (
-    DataConfig,
-    FinetuneConfig,
-    ModelConfig,
-    OptimizerConfig,
-    SmallUNetConfig,
-    ValidationConfig,
-)
-from c_diffset.training.finetune import finetune
 
 SPLITS = {"train": 400, "validation": 16, "test": 32}
 
@@ -36,6 +25,18 @@ def demo(output: str = "demo", max_steps: int = 600, size: int = 64, seed: int =
         ValueError: an argument is outside its range.
         FileExistsError: the folder holds files that no demo has made.
     """
+    from c_diffset.evaluation.evaluate import evaluate
+    from c_diffset.synthetic.generate import SIZES, write_pairs
+    from c_diffset.training.config import (
+        DataConfig,
+        FinetuneConfig,
+        ModelConfig,
+        OptimizerConfig,
+        SmallUNetConfig,
+        ValidationConfig,
+    )
+    from c_diffset.training.finetune import finetune
+
     folder = Path(output)
     data = folder / "data"
     config = FinetuneConfig(

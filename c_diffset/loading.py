@@ -3,7 +3,7 @@
 import os
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
@@ -19,8 +19,7 @@ from c_diffset.pipelines.pipeline_cdiffset import (
     check_weights,
     describe_pickle,
 )
-
-Precision = Literal["float32", "bfloat16", "float16"]
+from c_diffset.precision import Precision
 
 # short names of autoencoders: `taesd` reads and writes the scaled latents of Stable Diffusion 1 and 2
 AUTOENCODERS = {"taesd": "madebyollin/taesd"}

@@ -52,7 +52,7 @@ def test_an_interrupted_demo_goes_on_and_an_earlier_one_is_removed(tmp_path, mon
         raise Stop
 
     monkeypatch.setattr(demo_module, "SPLITS", {"train": 2, "validation": 1})
-    monkeypatch.setattr(demo_module, "finetune", stop)
+    monkeypatch.setattr("c_diffset.training.finetune.finetune", stop)
     output = tmp_path / "demo"
     (output / "data/train/sar").mkdir(parents=True)
     (output / MARKER).touch()  # as a demo that was killed while it drew its first pairs leaves it

@@ -20,11 +20,13 @@ from rasterio.windows import Window
 from timing import alternate, seconds, table
 
 from c_diffset.inference.canvas import Sampling, SceneCanvas, Work, scene_tiling, translate_windows
+from c_diffset.inference.options import SceneOptions
 from c_diffset.inference.raster import SarRaster
-from c_diffset.inference.scene import SceneOptions, translate_scene
+from c_diffset.inference.scene import translate_scene
 from c_diffset.inference.source import ArraySource
-from c_diffset.loading import Precision, load_pipeline
+from c_diffset.loading import load_pipeline
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+from c_diffset.precision import Precision
 from c_diffset.synthetic.generate import make_pair, to_display
 
 TILE, OVERLAP = 512, 64

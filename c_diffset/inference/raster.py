@@ -1,7 +1,6 @@
 """SAR scenes in GeoTIFF: their bands, units, valid pixels and place on the ground."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,6 +11,7 @@ from rasterio.transform import from_origin
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
+from c_diffset.inference.options import ReadOptions
 from c_diffset.inference.source import fill_invalid
 from c_diffset.inference.tiles import Box
 from c_diffset.pipelines.pipeline_cdiffset import FULL_SCALE, count_bands
@@ -28,46 +28,8 @@ from c_diffset.sar.radiometry import (
 )
 from c_diffset.sar.speckle import HALO, refined_lee
 
-MAX_PIXELS = 2 * 10**9  # about five Sentinel-1 scenes
 FILL_MARGIN = 13  # pixels around a window that missing pixels are filled from before speckle is filtered
 SAMPLES = 8  # windows along each axis that units are detected in
-
-
-@dataclass(kw_only=True)
-class ReadOptions:
-    """How a scene is read.
-
-    Attributes:
-        units: Units of the pixels: "display", "db", "power" or "amplitude". They are detected where that is certain.
-        bands: Polarisations, or numbers from 1, of the scene's bands in the model's order. They are chosen by the names
-            that the model knows when none are given.
-        despeckle: Whether speckle is filtered (refined Lee) before the model sees the scene.
-        crs: Coordinate system that the scene is warped to first, such as "EPSG:32631". The scene's own when None.
-        resolution: Pixel size after warping, in units of `crs`. That of the scene when None.
-        max_pixels: Number of pixels above which a scene is refused, before and after warping.
-    """
-
-    units: str | None = None
-    bands: list[str] | None = None
-    despeckle: bool = False
-    crs: str | None = None
-    resolution: float | None = None
-    max_pixels: int = MAX_PIXELS
-
-    def check(self) -> None:
-        """Refuse, before any file is opened, what no scene can be read with.
-
-        Raises:
-            ValueError: with the name and the value of the option.
-        """
-        if self.units is not None and self.units not in UNITS:
-            raise ValueError(f"units is {self.units!r}: expected one of {UNITS}")
-        if self.resolution is not None and not 0 < self.resolution < math.inf:
-            raise ValueError(f"resolution is {self.resolution}: expected a pixel size above 0, in units of `crs`")
-        if self.max_pixels < 1:
-            raise ValueError(f"max_pixels is {self.max_pixels}: expected at least 1")
-        if self.crs is not None:
-            find_crs(self.crs)
 
 
 class SarRaster:

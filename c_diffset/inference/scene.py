@@ -18,7 +18,8 @@ from c_diffset.files import locked, make_own, remove_own
 from c_diffset.inference.canvas import Sampling, SceneCanvas, Work, scene_tiling, tile_sides
 from c_diffset.inference.cog import BLOCK, CogWriter
 from c_diffset.inference.inputs import Outputs, is_raster, plan_outputs
-from c_diffset.inference.raster import ReadOptions, SarRaster, check_size
+from c_diffset.inference.options import ReadOptions, SceneOptions
+from c_diffset.inference.raster import SarRaster, check_size
 from c_diffset.inference.record import TAG
 from c_diffset.inference.stac import describe_place, write_item
 from c_diffset.inference.team import Team
@@ -29,26 +30,6 @@ from c_diffset.sar.safe import calibrate_safe, is_safe
 SCRATCH = "scene.tif"  # in the work folder
 SWATH_BYTES = 64 * 2**20  # bytes that GDAL copies at once
 KEPT_TAGS = ("AREA_OR_POINT", "PRODUCT", "ACQUISITION_START")
-
-
-@dataclass
-class SceneOptions(ReadOptions):
-    """How a scene is read and translated: what `ReadOptions` has, all by name, and the following.
-
-    Attributes:
-        num_inference_steps: Number of inference steps. The model's own number when None.
-        seed: Random seed of the noise field, which depends on this and on the position on the ground alone.
-        tile_size: Side in pixels of what the model sees at once. The size it was trained at, or 512, when None.
-        overlap: Number of pixels that neighbouring tiles share at least, where they are blended. 64, or less in small
-            tiles, when None.
-        batch_size: Number of tiles that the model sees together.
-    """
-
-    num_inference_steps: int | None = None
-    seed: int = 0
-    tile_size: int | None = None
-    overlap: int | None = None
-    batch_size: int = 4
 
 
 @dataclass

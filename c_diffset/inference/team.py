@@ -2,7 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import gather_object
 
 
@@ -52,3 +55,11 @@ class LaunchedTeam(Team):
     def gather(self, items: list) -> list:
         """The items of all processes, in their order."""
         return gather_object(items)
+
+
+def join_team() -> tuple[Team, torch.device]:
+    """The processes that this one was started with, and the device that it is to use."""
+    # processes wait for each other as long as a scene takes
+    state = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])
+    launched = state.num_processes > 1
+    return LaunchedTeam(state.process_index, state.num_processes) if launched else Team(), state.device

@@ -1,41 +1,16 @@
 """The command `translate`: images, scenes and lists of them, on one process or many; what is finished stays."""
 
-import math
 import os
-import sys
-import time
-import traceback
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
-from tqdm.auto import tqdm
+from c_diffset.inference.options import MAX_PIXELS, SceneOptions
+from c_diffset.precision import Precision
 
-from c_diffset.cpu import use_whole_cpu
-from c_diffset.data.batches import batches_of_one_size
-from c_diffset.inference.canvas import Sampling, check_scene_model
-from c_diffset.inference.inputs import Outputs, find_inputs, is_scene, matching, plan_outputs
-from c_diffset.inference.raster import MAX_PIXELS, check_size
-from c_diffset.inference.record import Manifest, conflict, settings_in
-from c_diffset.inference.scene import SceneOptions, Translator, run_scene, size_of
-from c_diffset.inference.team import LaunchedTeam, Team, describe
-from c_diffset.inference.whole_images import translate_batch
-from c_diffset.loading import Precision, load_pipeline, model_revision
+if TYPE_CHECKING:
+    from c_diffset.inference.job import Translation
 
 MANIFEST = "manifest.jsonl"
-
-
-@dataclass
-class Translation:
-    """What `translate` did: the files written, those skipped because they were there, and the error of each failure."""
-
-    written: list[Path] = field(default_factory=list)
-    skipped: list[Path] = field(default_factory=list)
-    failed: dict[Path, str] = field(default_factory=dict)
 
 
 def translate(
@@ -61,7 +36,7 @@ def translate(
     max_pixels: int = MAX_PIXELS,
     stac: bool = False,
     threads: int | None = None,
-) -> Translation:
+) -> "Translation":
     """Translate SAR images (PNG, JPEG) and scenes (GeoTIFF, Sentinel-1 GRD in SAFE) to EO images of the same names.
 
     A scene becomes a Cloud Optimized GeoTIFF of its size and place, masked where it has no data. What is finished is
@@ -109,6 +84,14 @@ def translate(
         raise ValueError("inputs is an empty list: name at least one image, scene or folder")
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}: expected at least 1")
+    from c_diffset.cpu import use_whole_cpu
+    from c_diffset.inference.canvas import Sampling, check_scene_model
+    from c_diffset.inference.inputs import find_inputs, matching, plan_outputs
+    from c_diffset.inference.job import Job
+    from c_diffset.inference.scene import Translator
+    from c_diffset.inference.team import join_team
+    from c_diffset.loading import load_pipeline, model_revision
+
     reading = {"units": units, "bands": bands, "despeckle": despeckle, "crs": crs, "resolution": resolution}
     tiles = {"tile_size": tile_size, "overlap": overlap, "batch_size": batch_size}
     options = SceneOptions(num_inference_steps, seed, **tiles, **reading, max_pixels=max_pixels)
@@ -120,171 +103,15 @@ def translate(
     sources = find_inputs(inputs, folder)
     named = [path for name in inputs for path in (Path(name), *matching(name, folder))]
     plan = plan_outputs(sources, folder, confidence, stac, named)
-    # processes wait for each other as long as a scene takes
-    state = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])
-    team = LaunchedTeam(state.process_index, state.num_processes) if state.num_processes > 1 else Team()
-    if device is None or (team.size > 1 and device == state.device.type):
-        device = str(state.device)
+    team, own_device = join_team()
+    if device is None or (team.size > 1 and device == own_device.type):
+        device = str(own_device)
     pipe = load_pipeline(model, revision, device, dtype, vae)
     identity = {"model": model, "revision": model_revision(model, revision), "vae": vae}
     translator = Translator(pipe, options, identity)
     check_scene_model(pipe, Sampling(translator.steps, seed, batch_size))
     if pipe.device.type == "cpu":
-        use_whole_cpu(int(os.environ.get("LOCAL_WORLD_SIZE", team.size)))
-        if threads is not None:
-            torch.set_num_threads(threads)
+        use_whole_cpu(int(os.environ.get("LOCAL_WORLD_SIZE", team.size)), threads)
     if confidence and not pipe.predicts_variance:
         raise ValueError(f"model {model} predicts no confidence: its UNet has no variance channel")
-    return _Job(plan, translator, folder / MANIFEST, team, overwrite).run()
-
-
-@dataclass
-class _Job:
-    """The inputs of one command, shared by the processes of a team."""
-
-    plan: dict[Path, Outputs]
-    translator: Translator
-    manifest: Path
-    team: Team
-    overwrite: bool
-    result: Translation = field(default_factory=Translation)
-
-    def run(self) -> Translation:
-        """Images first, then the scenes that all processes share, then those that each does alone."""
-        with self.team.phase():  # nobody writes before all have seen what is there
-            todo = dict(self.plan)
-            if not self.overwrite:
-                todo = {s: out for s, out in todo.items() if not all(file.exists() for file in out.files)}
-            finished = [source for source in self.plan if source not in todo]
-            sizes = {source: size_of(source) for source in self.plan if source in todo or not is_scene(source)}
-            self.pixels = {source: height * width for source, (height, width) in sizes.items()}
-            self._refuse(todo, sizes)
-            self.lines = Manifest(self.manifest)
-        scenes = {source: self.pixels[source] for source in todo if is_scene(source)}
-        shared, own = share(scenes, self.team)
-        # the same batches whatever is finished, and whoever takes them: their size decides how sums are rounded
-        images = sorted((source for source in self.plan if not is_scene(source)), key=sizes.__getitem__)
-        batches = batches_of_one_size(images, sizes.__getitem__, self.translator.options.batch_size)
-        batches = self.team.mine([batch for batch in batches if todo.keys() & set(batch)])
-        mine = [source for batch in batches for source in batch if source in todo]
-        total = sum(self.pixels[source] for source in [*mine, *own, *shared])
-        self._announce(todo)
-        options = {"unit": "pix", "unit_scale": True, "smoothing": 0.05, "disable": self.team.rank > 0}
-        with tqdm(total=total, desc="translate", **options) as bar:
-            for batch in batches:
-                self._images(batch, {source: todo[source] for source in batch if source in todo}, bar)
-            for source in shared:
-                self._scene(source, self.team, bar)
-            for source in own:
-                self._scene(source, Team(), bar)
-        return self._report(finished)
-
-    def _refuse(self, todo: dict[Path, Outputs], sizes: dict[Path, tuple[int, int]]) -> None:
-        """Take out of `todo` what is too large, or whose outputs are there in part and from other settings."""
-        for source, outputs in list(todo.items()):
-            try:
-                check_size(source, *sizes[source], self.translator.options.max_pixels)
-                if reason := conflict(outputs, self._settings(source), self.overwrite):
-                    raise ValueError(reason)
-            except ValueError as error:
-                self.result.failed[source] = str(error)
-                del todo[source]
-
-    def _announce(self, todo: dict[Path, Outputs]) -> None:
-        """Say, before it begins, how much work there is."""
-        if todo and self.team.rank == 0:
-            settings, total = self.translator.settings, sum(self.pixels[source] for source in todo)
-            tiles = sum(self.pixels[source] for source in todo if is_scene(source))
-            tiles = math.ceil(tiles / (settings["tile_size"] - settings["overlap"]) ** 2)
-            scenes = f", about {tiles} tiles of scenes" if tiles else ""
-            inputs = f"{len(todo)} input{'s' * (len(todo) > 1)} of {total / 1e6:.1f} megapixels"
-            steps = f"{self.translator.steps} step{'s' * (self.translator.steps > 1)} each"
-            print(f"{inputs}{scenes}, {steps}", file=sys.stderr, flush=True)
-
-    def _settings(self, source: Path) -> dict:
-        return self.translator.settings if is_scene(source) else self.translator.image_settings
-
-    @contextmanager
-    def _failing(self, sources: Iterable[Path], team: Team) -> Iterator[None]:
-        """One input's failure must not end the others."""
-        try:
-            yield
-        except Exception as error:
-            if not isinstance(error, ValueError | OSError | RuntimeError):
-                traceback.print_exc()
-            if team.rank == 0:
-                self.result.failed |= dict.fromkeys(sources, describe(error))
-
-    def _images(self, batch: list[Path], todo: dict[Path, Outputs], bar: tqdm) -> None:
-        start = time.monotonic()
-        with self._failing(todo, Team()):
-            for source in translate_batch(batch, todo, self.translator, self.result.failed.__setitem__):
-                with self._failing([source], Team()):
-                    self._finish(source, (time.monotonic() - start) / len(batch))
-        bar.update(sum(self.pixels[source] for source in todo))
-
-    def _scene(self, source: Path, team: Team, bar: tqdm) -> None:
-        start, done, size = time.monotonic(), 0.0, self.pixels[source]
-
-        def progress(pixels: float) -> None:
-            nonlocal done  # warped scenes have other sizes, and processes other shares: no more than was announced
-            before, done = done, min(size, done + pixels * team.size)
-            bar.update(int(done) - int(before))
-
-        with self._failing([source], team):
-            run_scene(source, self.translator, self.plan[source], team, progress)
-            if team.rank == 0:
-                self._finish(source, time.monotonic() - start)
-        bar.update(size - int(done))
-
-    def _finish(self, source: Path, seconds: float) -> None:
-        """Note a finished input in the manifest."""
-        self.lines.add(source, self.plan[source], self._settings(source), seconds)
-        self.result.written.append(self.plan[source].eo)
-
-    def _report(self, finished: list[Path]) -> Translation:
-        result, gather = self.result, self.team.gather
-        result.skipped = [self.plan[source].eo for source in finished]
-        result.written, result.failed = gather(result.written), dict(gather(list(result.failed.items())))
-        if self.team.rank == 0:
-            for source, error in result.failed.items():
-                named = error if error.startswith(str(source)) else f"{source}: {error}"
-                print(one_line(f"failed: {named}"), file=sys.stderr)
-            for source in finished:
-                self._keep(source)
-            counts = f"{len(result.written)} written, {len(result.skipped)} there already, {len(result.failed)} failed"
-            print(counts + (f", by {self.team.size} processes" if self.team.size > 1 else ""), flush=True)
-        gather([])  # a process that ended with a failure would have the others stopped before they have spoken
-        return result
-
-    def _keep(self, source: Path) -> None:
-        """Say where a finished input has other settings, and note it where an earlier command did not come to it."""
-        outputs, settings = self.plan[source], self._settings(source)
-        made = settings_in(outputs.eo)
-        if made is not None:
-            self.lines.complete(source, outputs, made)
-        if made != settings:
-            other = sorted(key for key in settings if (made or {}).get(key) != settings[key])
-            how = f"was made with other settings ({', '.join(other)})" if made else "does not say how it was made"
-            print(one_line(f"kept: {outputs.eo} {how}: --overwrite redoes it"), file=sys.stderr)
-
-
-def one_line(text: str) -> str:
-    """A text without its line breaks, such as those in names of files."""
-    return " ".join(text.splitlines())
-
-
-def share(scenes: dict[Path, int], team: Team) -> tuple[list[Path], list[Path]]:
-    """The scenes that all processes translate together, and those that this one does alone.
-
-    A scene is shared where it is more than half of what a process has to do; of the others each process takes its
-    turn, largest first.
-
-    Args:
-        scenes: with their sizes in pixels.
-        team: the processes.
-    """
-    limit = sum(scenes.values()) / (2 * team.size)
-    shared = [scene for scene, size in scenes.items() if team.size > 1 and size > limit]
-    others = sorted((scene for scene in scenes if scene not in shared), key=lambda scene: -scenes[scene])
-    return shared, team.mine(others)
+    return Job(plan, translator, folder / MANIFEST, team, overwrite).run()

@@ -1,14 +1,10 @@
 """Adversarial losses on logits of any shape: what the critic minimises, and what the student does."""
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 
-AdversarialLoss = Literal["softplus", "hinge", "wasserstein"]
 
-
-def critic_loss(real: torch.Tensor, fake: torch.Tensor, kind: AdversarialLoss) -> torch.Tensor:
+def critic_loss(real: torch.Tensor, fake: torch.Tensor, kind: str) -> torch.Tensor:
     """The critic's loss: softplus (Goodfellow et al., 2014), hinge (Lim, Ye, 2017) or Wasserstein (Arjovsky, 2017)."""
     if kind == "softplus":
         return F.softplus(-real).mean() + F.softplus(fake).mean()
@@ -19,6 +15,6 @@ def critic_loss(real: torch.Tensor, fake: torch.Tensor, kind: AdversarialLoss) -
     raise ValueError(f"adversarial loss {kind!r}: expected 'softplus', 'hinge' or 'wasserstein'")
 
 
-def student_loss(fake: torch.Tensor, kind: AdversarialLoss) -> torch.Tensor:
+def student_loss(fake: torch.Tensor, kind: str) -> torch.Tensor:
     """The student's loss: non-saturating for softplus, -mean for hinge and Wasserstein."""
     return F.softplus(-fake).mean() if kind == "softplus" else -fake.mean()

@@ -8,7 +8,6 @@ from jsonargparse import ArgumentError, ArgumentParser, get_loader, set_loader
 from yaml import YAMLError
 
 from c_diffset.files import check_yaml
-from c_diffset.objectives.adversarial import AdversarialLoss
 from c_diffset.training.recipes import ConfigAction, recipes
 
 MOST_STEPS = 99_999_999  # names of checkpoints have eight digits
@@ -297,7 +296,7 @@ class CriticConfig:
     """
 
     weight: float = number(0.0, 0.0, MOST_WEIGHT)
-    loss: AdversarialLoss = "softplus"
+    loss: Literal["softplus", "hinge", "wasserstein"] = "softplus"
     real: Literal["target", "data"] = "target"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
@@ -355,6 +354,26 @@ class DistillConfig(RunConfig):
     def needs_results(self) -> bool:
         """Whether the student is regressed to the teacher's cached results."""
         return self.method == "time_aware" and self.time_aware.regression == "teacher"
+
+
+@dataclass(kw_only=True)
+class DecoderConfig(RunConfig):
+    """Fine-tuning the decoder of an `AutoencoderTiny`.
+
+    Attributes:
+        base: Folder or Hub id of the `AutoencoderTiny` whose decoder is trained.
+        encoder: Folder or Hub id of the autoencoder whose latents the decoder learns to read, such as the one that the
+            diffusion model was trained with; without it, the encoder of the base.
+        lpips_weight: Weight of LPIPS beside the L1 distance; 0 leaves LPIPS out.
+        lpips_net: Network of that LPIPS.
+        lpips_weights: File with the complete weights of that network; without it, they are downloaded.
+    """
+
+    base: str
+    encoder: str | None = None
+    lpips_weight: float = number(0.5, 0.0, MOST_WEIGHT)
+    lpips_net: Literal["squeeze", "alex", "vgg"] = "squeeze"
+    lpips_weights: str | None = None
 
 
 any_yaml = get_loader("yaml")

@@ -1,8 +1,6 @@
 """Fine-tuning the decoder of a tiny autoencoder on EO images: a generic one loses detail that satellite images have."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -27,32 +25,12 @@ from c_diffset.measurement.metrics import psnr, ssim
 from c_diffset.measurement.networks import load_lpips
 from c_diffset.measurement.picture_grid import make_grid
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
-from c_diffset.training.config import MOST_WEIGHT, RunConfig, number
+from c_diffset.training.config import DecoderConfig
 from c_diffset.training.loop import make_accelerator, train
 from c_diffset.training.task import Task
 from c_diffset.training.validation import GRID_ROWS
 
 GRID_LABELS = ("EO", "generic", "fine-tuned")
-
-
-@dataclass(kw_only=True)
-class DecoderConfig(RunConfig):
-    """Fine-tuning the decoder of an `AutoencoderTiny`.
-
-    Attributes:
-        base: Folder or Hub id of the `AutoencoderTiny` whose decoder is trained.
-        encoder: Folder or Hub id of the autoencoder whose latents the decoder learns to read, such as the one that the
-            diffusion model was trained with; without it, the encoder of the base.
-        lpips_weight: Weight of LPIPS beside the L1 distance; 0 leaves LPIPS out.
-        lpips_net: Network of that LPIPS.
-        lpips_weights: File with the complete weights of that network; without it, they are downloaded.
-    """
-
-    base: str
-    encoder: str | None = None
-    lpips_weight: float = number(0.5, 0.0, MOST_WEIGHT)
-    lpips_net: Literal["squeeze", "alex", "vgg"] = "squeeze"
-    lpips_weights: str | None = None
 
 
 class EOCrops(TrainingPairs):

@@ -21,7 +21,8 @@ from c_diffset.data.batches import (
     training_loader,
 )
 from c_diffset.data.pairs import load_pairs, read_pair
-from c_diffset.inference.raster import ReadOptions, SarRaster
+from c_diffset.inference.options import ReadOptions
+from c_diffset.inference.raster import SarRaster
 from c_diffset.inference.tiles import Box
 from c_diffset.synthetic.generate import write_pairs
 

@@ -15,13 +15,8 @@ from diffusers import UNet2DModel
 from scipy.special import erfc
 
 from c_diffset.data.pairs import load_pairs
-from c_diffset.evaluation.calibrate import (
-    VariancePool,
-    absolute_error,
-    calibrate,
-    pixel_variance,
-    store_calibration,
-)
+from c_diffset.evaluation.calibrate import calibrate
+from c_diffset.evaluation.calibration import VariancePool, absolute_error, pixel_variance, store_calibration
 from c_diffset.evaluation.evaluate import evaluate
 from c_diffset.evaluation.reliability import reliability_curve
 from c_diffset.evaluation.split import SplitPairs

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from c_diffset.evaluation.calibrate import store_calibration
+from c_diffset.evaluation.calibration import store_calibration
 from c_diffset.evaluation.compare import write_report
-from c_diffset.evaluation.evaluate import evaluate, image_table, printable
+from c_diffset.evaluation.evaluate import evaluate
 from c_diffset.evaluation.page.page import make_page
 from c_diffset.evaluation.page.pictures import Card, GalleryView, Group
 from c_diffset.evaluation.report import Difference, ImageMetrics, LeftOut, read_report
+from c_diffset.evaluation.session import image_table, printable
 from tests.evaluation.reports import full_disk, full_report
 from tests.hostile import outcome
 

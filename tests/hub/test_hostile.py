@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from c_diffset.hub.card import Facts, model_card
 from c_diffset.hub.checks import INDEX, hub_ids
+from c_diffset.hub.contents import read_evaluation
 from c_diffset.hub.markdown import code, text
-from c_diffset.hub.publish import publish, read_evaluation
+from c_diffset.hub.publish import publish
 from c_diffset.hub.run import read_ancestors, read_run
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.training.config import ModelConfig

@@ -16,8 +16,9 @@ from huggingface_hub import DatasetCard, ModelCard
 from pystac.validation import validate_dict
 
 from c_diffset import write_pairs
+from c_diffset.hub.contents import publish_autoencoder
 from c_diffset.hub.licence import inherited_license
-from c_diffset.hub.publish import publish, publish_autoencoder
+from c_diffset.hub.publish import publish
 from c_diffset.hub.publish_pairs import pairs_card
 from c_diffset.loading import load_autoencoder
 from c_diffset.pipelines.pipeline_cdiffset import SOURCE, CDiffSETPipeline

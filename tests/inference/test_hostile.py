@@ -16,9 +16,10 @@ from rasterio.control import GroundControlPoint
 from rasterio.transform import Affine
 
 from c_diffset.inference.inputs import find_inputs, plan_outputs
-from c_diffset.inference.raster import ReadOptions, SarRaster
+from c_diffset.inference.options import ReadOptions, SceneOptions
+from c_diffset.inference.raster import SarRaster
 from c_diffset.inference.record import Manifest, settings_in
-from c_diffset.inference.scene import SceneOptions, translate_scene
+from c_diffset.inference.scene import translate_scene
 from c_diffset.inference.stac import describe_place, read_item
 from c_diffset.inference.tiles import Box
 from c_diffset.inference.translate import translate

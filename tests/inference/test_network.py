@@ -12,8 +12,9 @@ import pytest
 import rasterio
 
 from c_diffset.inference.inputs import find_inputs
-from c_diffset.inference.raster import ReadOptions, SarRaster
-from c_diffset.inference.scene import SceneOptions, translate_scene
+from c_diffset.inference.options import ReadOptions, SceneOptions
+from c_diffset.inference.raster import SarRaster
+from c_diffset.inference.scene import translate_scene
 from c_diffset.inference.tiles import Box
 from c_diffset.sar.gdal import find_crs, open_raster
 from tests.helpers import DISPLAY, UTM, write_raster

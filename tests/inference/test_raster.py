@@ -13,7 +13,8 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import Affine, from_origin
 from rasterio.warp import transform as to_crs
 
-from c_diffset.inference.raster import ReadOptions, SarRaster, choose_bands
+from c_diffset.inference.options import ReadOptions
+from c_diffset.inference.raster import SarRaster, choose_bands
 from c_diffset.inference.tiles import Box
 from c_diffset.sar.radiometry import convert_units, polarisation
 from c_diffset.sar.speckle import refined_lee

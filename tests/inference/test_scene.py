@@ -19,7 +19,8 @@ from rasterio.transform import from_origin
 from rio_cogeo import cog_validate
 
 from c_diffset.cli import main
-from c_diffset.inference.scene import SceneOptions, translate_scene, work_folder
+from c_diffset.inference.options import SceneOptions
+from c_diffset.inference.scene import translate_scene, work_folder
 from c_diffset.inference.translate import translate
 from tests.conftest import copying_pipe
 from tests.helpers import write_raster

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from c_diffset.training.config import DistillConfig, FinetuneConfig, parse_config
-from c_diffset.training.decoder import DecoderConfig
+from c_diffset.training.config import DecoderConfig, DistillConfig, FinetuneConfig, parse_config
 from c_diffset.training.run import check_same_run, save_config
 from tests.hostile import outcome
 

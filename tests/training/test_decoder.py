@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from c_diffset.data.pairs import load_pairs, read_pair
 from c_diffset.loading import load_pipeline
 from c_diffset.synthetic.generate import write_pairs
-from c_diffset.training.config import DataConfig, OptimizerConfig, ValidationConfig
-from c_diffset.training.decoder import DecoderConfig, DecoderTask, EOCrops, finetune_decoder
+from c_diffset.training.config import DataConfig, DecoderConfig, OptimizerConfig, ValidationConfig
+from c_diffset.training.decoder import DecoderTask, EOCrops, finetune_decoder
 from c_diffset.training.loop import make_accelerator
 from tests.conftest import tiny_taesd, tiny_vae
 from tests.helpers import fresh_accelerate, log_lines

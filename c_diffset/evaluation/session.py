@@ -1,0 +1,263 @@
+"""What all models of one evaluation share, and what is measured, collected and written for each of them."""
+
+import csv
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import diffusers
+import lpips
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from c_diffset.evaluation.calibration import absolute_error, is_in_sample, pixel_variance
+from c_diffset.evaluation.page.pictures import Gallery
+from c_diffset.evaluation.reliability import PixelSample
+from c_diffset.evaluation.report import ImageMetrics, LeftOut, Report
+from c_diffset.evaluation.split import SplitPairs
+from c_diffset.files import check_writable, write_file, write_json
+from c_diffset.measurement.measure import PairResult, evaluate_pairs, floors_and_ceiling, mean_metrics
+from c_diffset.measurement.metrics import convention, frechet_distance, kernel_distance
+from c_diffset.measurement.networks import load_inception, load_lpips, lpips_features
+from c_diffset.measurement.picture_grid import GRID_LABELS, make_grid
+from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+
+Model = CDiffSETPipeline | str | os.PathLike
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # what formulas begin with
+Features = dict[str, Callable[[Tensor], Tensor]]
+
+
+# ------------------------------------------------------------------------------------------ models and their use
+
+
+def name_of(model: Model) -> str:
+    """Where a model is from."""
+    return str((model.name_or_path or "in memory") if isinstance(model, CDiffSETPipeline) else model)
+
+
+def check_models(models: list[Model], revision: str | None, vae: str | None) -> None:
+    """Find what is wrong with any of the models before the first is measured."""
+    if vae is not None and any(isinstance(model, CDiffSETPipeline) for model in models):
+        raise ValueError("vae is set, but the model is a pipeline in memory: give it to `load_pipeline` instead")
+    for model in models:
+        if not isinstance(model, CDiffSETPipeline):
+            CDiffSETPipeline.load_config(model, revision=revision)
+
+
+@dataclass(kw_only=True)
+class Session:
+    """What all models of a run share: the images, how they are sampled, and what measures them."""
+
+    pairs: SplitPairs
+    protocol: dict
+    num_inference_steps: int | None
+    batch_size: int
+    spread_samples: int
+    grid_rows: int
+    lpips_model: lpips.LPIPS | None
+    features: Features
+    left_out: list[LeftOut]
+
+    def measure(self, pipe: CDiffSETPipeline, identity: dict, gallery: Gallery) -> tuple[Report, PIL.Image.Image]:
+        """The report on one model, and its picture grid; `gallery` sees every image."""
+        pipe.set_progress_bar_config(disable=True)
+        for module in (self.lpips_model, self.features.get("")):
+            if module is not None:
+                module.to(pipe.device)
+        images, pictures, vectors, pixels = self._collect(pipe, gallery)
+        if not images:
+            data, split = self.protocol["data"], self.protocol["split"]
+            raise ValueError(f"{data}, split {split}: no image to evaluate (crop_size {self.pairs.crop_size})")
+        again = tqdm(self.pairs, "floors and ceiling", len(images), leave=False)
+        floors, ceiling = floors_and_ceiling(again, pipe, self.protocol["mean_colour"], self.lpips_model)
+        left_out = list(self.left_out)
+        means = mean_metrics([row.metrics for row in images]) | _distances(vectors, left_out)
+        calibration = pipe.config.calibration or {}
+        trust = pixels.report(calibration.get("threshold")) if pixels.images else None
+        if trust and trust.expected_error:
+            place = (self.protocol["data_name"], self.protocol["split"], self.pairs.first_image)
+            trust = replace(trust, in_sample=is_in_sample(calibration, *place))
+        report = Report(
+            **identity,
+            **self.protocol,
+            n=len(images),
+            **self.pairs.describe(),
+            **_describe_sampling(pipe, self.num_inference_steps),
+            calibration=_describe_calibration(pipe, self.num_inference_steps),
+            mean=means,
+            conventions={metric: convention(metric) for metric in means},
+            floors=floors,
+            ceiling=ceiling,
+            trust=trust,
+            left_out=left_out,
+            images=images,
+        )
+        return report, make_grid(pictures, GRID_LABELS)
+
+    def _collect(self, pipe: CDiffSETPipeline, gallery: Gallery):
+        """Rows of metrics and of pictures, for every feature function those of generated and EO images, and pixels."""
+        results = evaluate_pairs(
+            pipe,
+            self.pairs,
+            self.num_inference_steps,
+            self.batch_size,
+            self.protocol["seed"],
+            self.lpips_model,
+            self.spread_samples,
+        )
+        results = tqdm(results, "evaluate", self.pairs.expected_images, unit="image")
+        images, pictures, pixels = [], [], PixelSample()
+        vectors = {name: ([], []) for name in self.features}
+        for number, result in enumerate(results):
+            images.append(ImageMetrics(printable(result.id), result.metrics))
+            gallery.add(number, result)
+            if number < self.grid_rows:
+                pictures.append(result.pictures)
+            if result.confidence is not None or result.spread is not None:
+                add_pixels(pixels, result, f"spread of {self.spread_samples} samples")
+            for name, feature in self.features.items():
+                for image, kept in zip((result.generated, result.eo), vectors[name], strict=True):
+                    kept.append(feature(image[None].to(pipe.device)).cpu())
+        return images, pictures, vectors, pixels
+
+
+def add_pixels(sample: PixelSample, result: PairResult, spread: str) -> None:
+    """Add one image's errors and what predicts them: the model's variance, and as baselines the spread, under that
+    name, and the SAR image's gradient, whose magnitude costs nothing: edges are where images go wrong.
+    """
+    uncertainties = {}
+    if result.confidence is not None:
+        uncertainties["predicted variance"] = pixel_variance(result)
+    if result.spread is not None:
+        uncertainties[spread] = result.spread.numpy()
+    uncertainties["SAR gradient"] = np.hypot(*np.gradient(result.sar[0].numpy()))
+    optional = (result.expected_error, result.error_probability, result.discrepancy, result.mask)
+    sample.add(absolute_error(result), uncertainties, *(None if x is None else x.numpy() for x in optional))
+
+
+def try_lpips(net, weights, download, left_out: list[LeftOut]) -> lpips.LPIPS | None:
+    if net is None:
+        left_out.append(LeftOut("lpips", "lpips_net is not set"))
+        return None
+    try:
+        return load_lpips(net, weights, download)
+    except OSError as error:
+        if weights is not None:
+            raise
+        left_out.append(LeftOut(f"lpips_{net}", f"no lpips_weights: {error}"))
+        return None
+
+
+def try_features(lpips_model, inception_weights, download, left_out: list[LeftOut]) -> Features:
+    """Feature functions by the suffix of the metrics they serve: "" for FID and KID proper."""
+    features: Features = {}
+    try:
+        features[""] = load_inception(inception_weights, download)
+    except OSError as error:
+        if inception_weights is not None:
+            raise
+        left_out += [LeftOut(name, f"no inception_weights: {error}") for name in ("fid", "kid")]
+    if lpips_model is not None:
+        features[f"_lpips_{lpips_model.pnet_type}"] = lpips_features(lpips_model)
+    return features
+
+
+def _distances(vectors: dict[str, tuple[list[Tensor], list[Tensor]]], left_out: list[LeftOut]) -> dict[str, float]:
+    """FID and KID for every feature function; two images are the least that has a covariance."""
+    distances = {}
+    for name, (generated, eo) in vectors.items():
+        if len(eo) < 2:
+            left_out += [LeftOut(kind + name, "needs at least 2 images") for kind in ("fid", "kid")]
+            continue
+        distances["fid" + name] = frechet_distance(torch.cat(generated), torch.cat(eo))
+        distances["kid" + name] = kernel_distance(torch.cat(generated), torch.cat(eo))
+    return distances
+
+
+def _describe_sampling(pipe: CDiffSETPipeline, num_inference_steps: int | None) -> dict:
+    scheduler = pipe.scheduler.config
+    return {
+        "num_inference_steps": num_inference_steps or pipe.config.default_num_inference_steps,
+        "scheduler": type(pipe.scheduler).__name__,
+        "timestep_spacing": scheduler.get("timestep_spacing"),
+        "prediction_type": scheduler.prediction_type,
+        "autoencoder": None if pipe.vae is None else _describe_autoencoder(pipe.vae),
+        "generated_images": "rounded to 8 bits before they are measured",
+        "dtype": str(pipe.dtype),
+        "device": str(pipe.device),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+    }
+
+
+def _describe_calibration(pipe: CDiffSETPipeline, num_inference_steps: int | None) -> str | None:
+    """What the expected error was fitted on; None where the model gives none at this number of steps."""
+    if pipe.calibration_knots(num_inference_steps or pipe.config.default_num_inference_steps) is None:
+        return None
+    data, split, n = (pipe.config.calibration.get(key, "unknown") for key in ("data", "split", "n"))
+    return f"{data}, split {split}: {n} images"
+
+
+def _describe_autoencoder(vae: AutoencoderKL | AutoencoderTiny) -> str:
+    """Its class, and where it was loaded from."""
+    return f"{type(vae).__name__}, {vae.config.get('_name_or_path') or 'in memory'}"
+
+
+# ------------------------------------------------------------------------------------------------------- output
+
+
+def quality_table(report: Report) -> str:
+    """The means beside the floors and the autoencoder's ceiling, and what was left out, as text."""
+    ceiling = {} if report.ceiling is None else {"autoencoder": report.ceiling}
+    columns = {"model": report.mean, **report.floors, **ceiling}
+    lines = [
+        f"{report.model} on {report.data}, split {report.split}: {report.n} images, "
+        f"{report.num_inference_steps} steps of {report.scheduler}, seed {report.seed}",
+        f"{'':<22}" + "".join(f"{name:>13}" for name in columns),
+    ]
+    for metric in report.mean:
+        values = [f"{column[metric]:.4f}" if metric in column else "-" for column in columns.values()]
+        lines.append(f"{metric:<22}" + "".join(f"{value:>13}" for value in values))
+    lines += [f"left out: {entry.metric} ({entry.reason})" for entry in report.left_out]
+    return "\n".join(lines)
+
+
+def check_output(output: str | os.PathLike | None, overwrite: bool) -> None:
+    if output is None:
+        return
+    folder = Path(output)
+    if not overwrite and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{output} exists and is not an empty folder: choose another output, or set overwrite")
+    check_writable(folder)
+
+
+def write_files(report: Report, grid: PIL.Image.Image, folder: Path) -> None:
+    """Write the files of one model, `metrics.json` last: where it stands, the others are complete."""
+    picture = io.BytesIO()
+    grid.save(picture, "PNG")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / "per_image.csv", image_table(report))
+    write_file(folder / "grid.png", picture.getvalue())
+    write_json(folder / "metrics.json", report.to_json())
+
+
+def image_table(report: Report) -> str:
+    """The metrics of each image as CSV; a quote stands before an id that a spreadsheet would take for a formula."""
+    table = io.StringIO(newline="")
+    writer = csv.writer(table, quoting=csv.QUOTE_NONNUMERIC)
+    writer.writerow(["id", *report.images[0].metrics])
+    for row in report.images:
+        quote = "'" if row.id.lstrip(" ").startswith(FORMULA) else ""
+        writer.writerow([quote + row.id, *row.metrics.values()])
+    return table.getvalue()
+
+
+def printable(text: str) -> str:
+    """A file's name as text that can be written: bytes of it that are no UTF-8 become question marks."""
+    return text.encode(errors="replace").decode()
