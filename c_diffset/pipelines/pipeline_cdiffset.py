@@ -85,6 +85,21 @@ def raw_to_variance(raw: torch.Tensor) -> torch.Tensor:
     return (F.softplus(raw + math.log(math.exp(1 - 1e-6) - 1)) + 1e-6).clamp(1e-6, 10.0)
 
 
+def smooth_border(raw: torch.Tensor, width: int = 2) -> torch.Tensor:
+    """Raw variance B x h x w with the values of its next pixels in the outermost `width`, as far as it is large enough.
+
+    The UNet's convolutions read zeros beyond the border. Raw variances are far from 0, where the training began, by the
+    sum of all weights: where some of them read zeros, the last two convolutions are drawn back to it, which frames
+    every image with a variance of up to twice what the errors there are.
+    """
+    for axis in (-2, -1):
+        side = raw.shape[axis]
+        outermost = min(width, (side - 1) // 2)
+        nearest = torch.arange(side, device=raw.device).clamp(outermost, side - 1 - outermost)
+        raw = raw.index_select(axis, nearest)
+    return raw
+
+
 def clean_variance(variance: torch.Tensor, abar: torch.Tensor, prediction_type: str) -> torch.Tensor:
     """Variance of the predicted clean latent, from the variance of the model's own target at `abar` in (0, 1]."""
     if prediction_type == "epsilon":
@@ -491,7 +506,7 @@ class CDiffSETPipeline(DiffusionPipeline):
         output = self.unet(sample, timestep, **prompt, return_dict=False)[0].float()
         if not self.predicts_variance:
             return output, None
-        return output[:, :-1], output[:, -1]
+        return output[:, :-1], smooth_border(output[:, -1])
 
     @torch.no_grad()
     def __call__(
