@@ -22,10 +22,11 @@ from c_diffset.evaluation.reliability import PixelSample
 from c_diffset.evaluation.report import ImageMetrics, LeftOut, Report
 from c_diffset.evaluation.split import SplitPairs
 from c_diffset.files import check_writable, write_file, write_json
+from c_diffset.measurement.conventions import convention
 from c_diffset.measurement.measure import PairResult, evaluate_pairs, floors_and_ceiling, mean_metrics
-from c_diffset.measurement.metrics import convention, frechet_distance, kernel_distance
+from c_diffset.measurement.metrics import frechet_distance, kernel_distance
 from c_diffset.measurement.networks import load_inception, load_lpips, lpips_features
-from c_diffset.measurement.picture_grid import GRID_LABELS, make_grid
+from c_diffset.measurement.picture_grid import make_grid
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 
 Model = CDiffSETPipeline | str | os.PathLike
@@ -98,7 +99,7 @@ class Session:
             left_out=left_out,
             images=images,
         )
-        return report, make_grid(pictures, GRID_LABELS)
+        return report, make_grid(pictures)
 
     def _collect(self, pipe: CDiffSETPipeline, gallery: Gallery):
         """Rows of metrics and of pictures, for every feature function those of generated and EO images, and pixels."""

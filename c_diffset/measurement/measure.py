@@ -40,9 +40,11 @@ class PairResult:
     discrepancy: Tensor | None = None
 
     @property
-    def pictures(self) -> list[Tensor | None]:
-        """The row of `make_grid`, under `GRID_LABELS`."""
-        return [self.sar, self.generated, self.eo, self.confidence]
+    def pictures(self) -> dict[str, Tensor]:
+        """The row of `make_grid`: images and maps by their labels, the expected error before the confidence."""
+        found = {"SAR": self.sar, "generated": self.generated, "EO": self.eo}
+        found |= {"expected error": self.expected_error, "confidence": self.confidence}
+        return {label: image for label, image in found.items() if image is not None}
 
 
 def evaluate_pairs(

@@ -1,4 +1,4 @@
-"""Metrics of generated EO images. The convention of each is in its docstring, and in short in `CONVENTIONS`.
+"""Metrics of generated EO images. The convention of each is in its docstring, and in short in `conventions`.
 
 Images are float tensors B x 3 x H x W in [0, 1]; masks B x 1 x H x W, 1 = valid and 0 = not. Metrics of single images
 return a tensor (B,). Under a mask, means run over the valid pixels (or over the windows with a valid centre).
@@ -12,28 +12,8 @@ from torch import Tensor
 
 from c_diffset.measurement.ranks import spearman
 
-CONVENTIONS = {
-    "psnr": "dB, data range 1, of each image, then the mean; at most 100; higher is better",
-    "ssim": "data range 1, Gaussian window of 11 pixels, sigma 1.5, no padding (as scikit-image); higher is better",
-    "scc": "spatial correlation: Laplacian high pass, windows of 8 pixels (as torchmetrics, sewar); higher is better",
-    "lpips": "version 0.1, the net is in the name, images in [-1, 1]; lower is better",
-    "bias": "generated minus EO, mean of each channel (r, g, b) in 8-bit levels; 0 is best",
-    "copy_ratio": "mean|generated - SAR| / mean|generated - EO|; near 0 for a copy of the input, so higher is better",
-    "confidence_spearman": "rank correlation over pixels of confidence and absolute error; negative is right",
-    "fid": "Frechet distance of pytorch-fid's Inception features; too high below some thousand images; lower is better",
-    "kid": "unbiased, cubic kernel, the same features, 100 subsets of at most 1000; may be below 0; lower is better",
-    "fid_lpips": "as fid, on the deepest normalised LPIPS features, averaged: no published figure compares with it",
-    "kid_lpips": "as kid, on the deepest normalised LPIPS features, averaged: no published figure compares with it",
-}
-
-
 LEAST_SIDE = 11  # pixels, of the window of SSIM
 LPIPS_LEAST_SIDE = {"alex": 31, "squeeze": 17, "vgg": 16}  # what is left of smaller images after the net's pooling
-
-
-def convention(metric: str) -> str:
-    """The convention of a metric by its full name, such as "lpips_squeeze" or "bias_r"; empty for an unknown one."""
-    return CONVENTIONS.get(max((name for name in CONVENTIONS if metric.startswith(name)), key=len, default=""), "")
 
 
 # ------------------------------------------------------------------------------------------------- single images

@@ -1,75 +1,82 @@
-"""Pictures side by side: SAR | generated | EO | confidence."""
+"""Pictures side by side in labelled columns, and below them the scales of the maps."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
-from torch import Tensor
 
-GRID_LABELS = ("SAR", "generated", "EO", "confidence")
+from c_diffset.measurement.colours import SCALES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 GAP, BAND = 6, 24  # pixels between pictures, and for a line of text
-_CONFIDENCE_COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))  # viridis at quarters
+LEAST_BAR = 40  # pixels
 
 
-def colour_confidence(confidence: np.ndarray) -> np.ndarray:
-    """Confidence H x W in [0, 1] to uint8 H x W x 3: one fixed scale from violet (0) over green to yellow (1)."""
-    anchors = np.array(_CONFIDENCE_COLOURS, dtype=np.float64).T
-    channels = [np.interp(confidence, np.linspace(0, 1, len(channel)), channel) for channel in anchors]
-    return np.stack(channels, axis=-1).round().astype(np.uint8)
-
-
-def _picture(image: Tensor, cell: int) -> PIL.Image.Image:
-    """A picture of at most `cell` pixels a side: larger ones are averaged, smaller ones enlarged by a whole factor."""
+def to_pixels(image: "Tensor", label: str) -> np.ndarray:
+    """An image 3 x H x W in [0, 1], or a map H x W in the colours of its label's scale, as uint8 H x W x 3."""
     array = image.detach().float().cpu().numpy()
-    pixels = colour_confidence(array) if array.ndim == 2 else (array * 255).round().astype(np.uint8).transpose(1, 2, 0)
+    if array.ndim == 2:
+        return SCALES[label].paint(array)
+    return (array * 255).round().astype(np.uint8).transpose(1, 2, 0)
+
+
+def _picture(pixels: np.ndarray, cell: int) -> PIL.Image.Image:
+    """A picture of at most `cell` pixels a side: larger ones are averaged, smaller ones enlarged by a whole factor."""
     picture = PIL.Image.fromarray(pixels)
     picture.thumbnail((cell, cell), PIL.Image.Resampling.BOX)
     factor = cell // max(picture.size)
     return picture.resize([side * factor for side in picture.size], PIL.Image.Resampling.NEAREST)
 
 
-def _draw_scale(canvas: PIL.Image.Image, font: PIL.ImageFont.ImageFont) -> None:
-    """The scale of the confidence, in the last line of the canvas."""
-    draw, top, width = PIL.ImageDraw.Draw(canvas), canvas.height - BAND, min(160, canvas.width - 60)
-    left = (canvas.width - width) // 2
-    bar = np.repeat(np.linspace(0, 1, width)[None], BAND // 2, axis=0)
-    canvas.paste(PIL.Image.fromarray(colour_confidence(bar)), (left, top + BAND // 4))
-    draw.text((left - GAP, top + BAND // 2), "0", "black", font, anchor="rm")
-    draw.text((left + width + GAP, top + BAND // 2), "1", "black", font, anchor="lm")
+def _draw_scales(
+    canvas: PIL.Image.Image, labels: Iterable[str], font: PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont
+) -> None:
+    """The scale of every map, each in a line of its own at the bottom of the canvas."""
+    draw = PIL.ImageDraw.Draw(canvas)
+    for number, label in enumerate(reversed(list(labels))):
+        scale, middle = SCALES[label], canvas.height - BAND * number - BAND // 2
+        before, after = f"{label}  0", scale.top
+        words = [int(font.getlength(text)) for text in (before, after)]
+        width = max(LEAST_BAR, min(160, canvas.width - sum(words) - 4 * GAP))
+        left = max(0, (canvas.width - sum(words) - width) // 2 + words[0])
+        bar = np.repeat(np.linspace(0, scale.full, width)[None], BAND // 2, axis=0)
+        canvas.paste(PIL.Image.fromarray(scale.paint(bar)), (left, middle - BAND // 4))
+        draw.text((left - GAP, middle), before, "black", font, anchor="rm")
+        draw.text((left + width + GAP, middle), after, "black", font, anchor="lm")
 
 
-def make_grid(rows: Sequence[Sequence[Tensor | None]], labels: Sequence[str], cell: int = 256) -> PIL.Image.Image:
-    """Lay images out in labelled columns.
+def make_grid(rows: Sequence[Mapping[str, "Tensor"]], cell: int = 256) -> PIL.Image.Image:
+    """Lay images out in columns, titled by their labels, in the order of the labels' first row.
 
     Args:
-        rows: each with one entry a column: an image 3 x H x W in [0, 1], a confidence map H x W in [0, 1] (drawn in
-            colours of a fixed scale, which is added below), or None for an empty place.
-        labels: the titles of the columns.
+        rows: by label an image 3 x H x W in [0, 1], or a map H x W in the unit of `SCALES`, whose scale is added below
+            the rows. A label that a row lacks leaves an empty place.
         cell: images with a longer side are drawn smaller, at this many pixels; small ones larger, by a whole factor.
     """
-    pictures = [[None if image is None else _picture(image, cell) for image in row] for row in rows]
+    columns = list(dict.fromkeys(label for row in rows for label in row))
+    maps = [label for label in columns if any(label in row and row[label].ndim == 2 for row in rows)]
+    pictures = [{label: _picture(to_pixels(image, label), cell) for label, image in row.items()} for row in rows]
     font = PIL.ImageFont.load_default(size=14)
-    titles = [int(font.getlength(label)) for label in labels]
     widths = [
-        max([title, *(picture.width for picture in column if picture)])
-        for title, column in zip(titles, zip(*pictures, strict=True), strict=True)
+        max([int(font.getlength(label)), *(row[label].width for row in pictures if label in row)]) for label in columns
     ]
-    heights = [max((picture.height for picture in row if picture), default=0) for row in pictures]
-    has_confidence = any(image is not None and image.ndim == 2 for row in rows for image in row)
-    size = (sum(widths) + GAP * (len(widths) + 1), BAND + sum(heights) + GAP * len(heights) + BAND * has_confidence)
+    heights = [max((picture.height for picture in row.values()), default=0) for row in pictures]
+    size = (sum(widths) + GAP * (len(widths) + 1), BAND * (1 + len(maps)) + sum(heights) + GAP * len(heights))
     canvas = PIL.Image.new("RGB", size, "white")
     draw = PIL.ImageDraw.Draw(canvas)
     lefts = [GAP + sum(widths[:i]) + GAP * i for i in range(len(widths))]
-    for left, width, label in zip(lefts, widths, labels, strict=True):
+    for left, width, label in zip(lefts, widths, columns, strict=True):
         draw.text((left + width // 2, BAND // 2), label, "black", font, anchor="mm")
     top = BAND
     for row, height in zip(pictures, heights, strict=True):
-        for left, picture in zip(lefts, row, strict=True):
-            if picture:
-                canvas.paste(picture, (left, top))
+        for left, label in zip(lefts, columns, strict=True):
+            if label in row:
+                canvas.paste(row[label], (left, top))
         top += height + GAP
-    if has_confidence:
-        _draw_scale(canvas, font)
+    _draw_scales(canvas, maps, font)
     return canvas

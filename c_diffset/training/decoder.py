@@ -142,7 +142,8 @@ class DecoderTask(Task):
             return None
         means, pictures = self.reconstruct(pipe)
         true = [eo_to_tensor(np.moveaxis(pair.eo, -1, 0)) * 0.5 + 0.5 for pair in self.crops[:GRID_ROWS]]
-        make_grid(list(zip(true, self.generic[1], pictures, strict=True)), GRID_LABELS).save(picture)
+        rows = zip(true, self.generic[1], pictures, strict=True)
+        make_grid([dict(zip(GRID_LABELS, row, strict=True)) for row in rows]).save(picture)
         return means | {f"generic_{name}": value for name, value in self.generic[0].items()}
 
 

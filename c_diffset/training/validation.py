@@ -8,7 +8,7 @@ import torch
 from c_diffset.data.pairs import load_pairs, read_pair
 from c_diffset.measurement.measure import crop_pairs, evaluate_pairs, mean_metrics
 from c_diffset.measurement.networks import load_lpips
-from c_diffset.measurement.picture_grid import GRID_LABELS, make_grid
+from c_diffset.measurement.picture_grid import make_grid
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.training.config import DataConfig, ValidationConfig
 
@@ -46,6 +46,6 @@ class Validator:
                 lpips_model=self.lpips_model,
             )
         )
-        make_grid([result.pictures for result in results[:GRID_ROWS]], GRID_LABELS).save(grid)
+        make_grid([result.pictures for result in results[:GRID_ROWS]]).save(grid)
         means = mean_metrics([result.metrics for result in results])
         return {"lpips" if name.startswith("lpips") else name: value for name, value in means.items()}

@@ -17,8 +17,9 @@ from c_diffset.data.pairs import Pair, load_pairs, read_pair
 from c_diffset.evaluation.evaluate import evaluate
 from c_diffset.evaluation.report import read_report
 from c_diffset.evaluation.split import split_against_train
+from c_diffset.measurement.colours import SCALES
 from c_diffset.measurement.measure import crop_pairs, evaluate_pairs, floors_and_ceiling, mean_colour_of
-from c_diffset.measurement.picture_grid import colour_confidence, make_grid
+from c_diffset.measurement.picture_grid import make_grid
 from c_diffset.models.unet import small_unet
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.synthetic.generate import write_pairs
@@ -303,10 +304,14 @@ def test_split_against_train_counts_shared_origin_and_ground(data, tmp_path):
 
 def test_grid_keeps_pixels_and_fixes_the_colours_of_confidence():
     grey, confidence = torch.full((3, 40, 60), 0.5), torch.full((40, 60), 1.0)
-    grid = make_grid([[grey, confidence], [grey, None]], ["SAR", "confidence"])
+    grid = make_grid([{"SAR": grey, "confidence": confidence}, {"SAR": grey}])
     pixels = np.asarray(grid).reshape(-1, 3)
     counts = [(pixels == colour).all(1).sum() for colour in ((128, 128, 128), (253, 231, 37))]
     assert counts[0] >= 2 * 40 * 60 and counts[1] >= 40 * 60
-    assert colour_confidence(np.array([[0.0, 0.5]]))[0].tolist() == [[68, 1, 84], [33, 145, 140]]
-    large = make_grid([[torch.zeros(3, 400, 200)]], ["SAR"], cell=100)
+    assert SCALES["confidence"].paint(np.array([[0.0, 0.5]]))[0].tolist() == [[68, 1, 84], [33, 145, 140]]
+    assert SCALES["expected error"].paint(np.array([[0.0, 64.0, 200.0]]))[0, 0].tolist() == [0, 0, 4]
+    both = make_grid([{"SAR": grey, "expected error": confidence * 32, "confidence": confidence}])
+    places = [np.argwhere((np.asarray(both) == colour).all(2)) for colour in ((188, 55, 84), (253, 231, 37))]
+    assert all(len(place) >= 40 * 60 for place in places) and places[0][0, 1] < places[1][0, 1]
+    large = make_grid([{"SAR": torch.zeros(3, 400, 200)}], cell=100)
     assert isinstance(large, PIL.Image.Image) and large.height < 140 and large.width < 70

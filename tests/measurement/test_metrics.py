@@ -11,8 +11,8 @@ import torch.nn.functional as F
 import torchvision
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from c_diffset.measurement.conventions import convention
 from c_diffset.measurement.metrics import (
-    convention,
     copy_ratio,
     frechet_distance,
     kernel_distance,

@@ -5,10 +5,10 @@ from dataclasses import fields
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from c_diffset.evaluation.page.pictures import CONFIDENCE_COLOURS, ERROR_COLOURS, ERROR_FULL_SCALE, GalleryView
+from c_diffset.evaluation.page.pictures import GalleryView
 from c_diffset.evaluation.page.plots import Line, Plot
 from c_diffset.evaluation.report import Difference, Reliability, Report, Trust
-from c_diffset.measurement.metrics import convention
+from c_diffset.measurement.conventions import convention
 
 # what a report holds beside the protocol
 NOT_PROTOCOL = ("mean", "floors", "ceiling", "images", "conventions", "left_out", "trust", "data_name")
@@ -68,9 +68,6 @@ def make_page(
         in_sample=[name for name, trust in calibrated.items() if trust.in_sample],
         gallery=gallery,
         galleries=galleries,
-        confidence_colours=CONFIDENCE_COLOURS,
-        error_colours=ERROR_COLOURS,
-        error_full_scale=ERROR_FULL_SCALE,
         protocol=_protocol(reports),
     )
 

@@ -3,19 +3,20 @@
 import base64
 import io
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
-from torch import Tensor
 
 from c_diffset.evaluation.report import ImageMetrics
-from c_diffset.measurement.measure import PairResult
-from c_diffset.measurement.picture_grid import colour_confidence
+from c_diffset.measurement.colours import SCALES, ColourScale
+from c_diffset.measurement.picture_grid import to_pixels
+
+if TYPE_CHECKING:
+    from c_diffset.measurement.measure import PairResult
 
 SIDE = 320  # pixels; larger pictures are averaged
-ERROR_FULL_SCALE = 64  # 8-bit levels
-ERROR_COLOURS = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))  # inferno at quarters
-CONFIDENCE_COLOURS = tuple(map(tuple, colour_confidence(np.linspace(0, 1, 5)).tolist()))
+GIVEN = ("SAR", "EO")  # the pictures that no model has made
 
 
 def ranking_metric(metrics: dict[str, float]) -> str:
@@ -34,7 +35,7 @@ class Gallery:
         self.badness: dict[int, float] = {}
         self.pictures: dict[int, dict[str, str]] = {}
 
-    def add(self, number: int, result: PairResult) -> None:
+    def add(self, number: int, result: "PairResult") -> None:
         """Look at one image; keep its pictures if it is chosen, or among the worst or the best so far."""
         if self.chosen is not None:
             if number in self.chosen:
@@ -59,31 +60,11 @@ class Gallery:
         return order[half:][::-1][: self.count], order[:half][: self.count]
 
 
-def encode_pictures(result: PairResult) -> dict[str, str]:
-    """Pictures by their labels, as data URIs: SAR, generated, true, error, and confidence and expected error if any."""
-    error = (result.generated - result.eo).abs().mean(0) * 255
-    pictures = {
-        "SAR": _data_uri(_bytes(result.sar)),
-        "generated": _data_uri(_bytes(result.generated)),
-        "true": _data_uri(_bytes(result.eo)),
-        "error": _data_uri(colour_error(error.numpy(force=True))),
-    }
-    if result.confidence is not None:
-        pictures["confidence"] = _data_uri(colour_confidence(result.confidence.numpy(force=True)))
-    if result.expected_error is not None:
-        pictures["expected error"] = _data_uri(colour_error(result.expected_error.numpy(force=True)))
-    return pictures
-
-
-def colour_error(error: np.ndarray) -> np.ndarray:
-    """Error H x W in 8-bit levels to uint8 H x W x 3: a fixed scale from black (0) to yellow (`ERROR_FULL_SCALE`)."""
-    knots = np.linspace(0, ERROR_FULL_SCALE, len(ERROR_COLOURS))
-    channels = [np.interp(error, knots, channel) for channel in zip(*ERROR_COLOURS, strict=True)]
-    return np.stack(channels, axis=-1).round().astype(np.uint8)
-
-
-def _bytes(image: Tensor) -> np.ndarray:
-    return (image.float().numpy(force=True) * 255).round().astype(np.uint8).transpose(1, 2, 0)
+def encode_pictures(result: "PairResult") -> dict[str, str]:
+    """Pictures by their labels, as data URIs: those of the grid, and the error beside what was expected of it."""
+    error, grid = (result.generated - result.eo).abs().mean(0) * 255, result.pictures
+    pictures = {label: grid[label] for label in ("SAR", "generated", "EO")} | {"error": error} | grid
+    return {label: _data_uri(to_pixels(image, label)) for label, image in pictures.items()}
 
 
 def _data_uri(pixels: np.ndarray) -> str:
@@ -120,9 +101,14 @@ class GalleryView:
     best: list[Card]
 
     @property
-    def has_confidence(self) -> bool:
-        """Whether any picture is one of the confidence."""
-        return any("confidence" in group.pictures for card in self.worst + self.best for group in card.groups)
+    def scales(self) -> list[tuple[list[str], ColourScale]]:
+        """Every scale of the maps in the pictures, with the labels of those maps."""
+        groups = [group.pictures for card in self.worst + self.best for group in card.groups]
+        labels = [label for label in SCALES if any(label in group for group in groups)]
+        return [
+            ([label for label in labels if SCALES[label] == scale], scale)
+            for scale in dict.fromkeys(SCALES[label] for label in labels)
+        ]
 
 
 def gallery_of(galleries: list[Gallery], names: list[str], images: list[list[ImageMetrics]]) -> GalleryView:
@@ -139,8 +125,8 @@ def _card(number: int, galleries: list[Gallery], names: list[str], images: list[
     pictures, rows = [gallery.pictures[number] for gallery in galleries], [own[number] for own in images]
     if len(names) == 1:
         return Card(rows[0].id, [Group(None, rows[0].metrics, pictures[0])])
-    groups = [Group(None, None, {label: pictures[0][label] for label in ("SAR", "true")})]
+    groups = [Group(None, None, {label: pictures[0][label] for label in GIVEN})]
     for name, row, own in zip(names, rows, pictures, strict=True):
-        made = {label: uri for label, uri in own.items() if label not in ("SAR", "true")}
+        made = {label: uri for label, uri in own.items() if label not in GIVEN}
         groups.append(Group(name, row.metrics, made))
     return Card(rows[0].id, groups)
