@@ -19,6 +19,7 @@ from accelerate.state import AcceleratorState
 from packaging.version import Version
 from rasterio.transform import from_origin
 
+from c_diffset.synthetic.generate import write_pairs
 from c_diffset.training.config import DataConfig, OptimizerConfig
 
 ROOT = Path(__file__).parent.parent
@@ -100,6 +101,21 @@ def write_png(path: Path, pixels: np.ndarray) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     PIL.Image.fromarray(pixels).save(path)
     return path
+
+
+def write_reflectance(root: Path, count: int, split: str = "train", size: int = 32, **metadata) -> Path:
+    """Generated pairs, SAR as PNG and EO as 16-bit GeoTIFF with reflectance x 10 000 up to 3000; returns `root`."""
+    write_pairs(root, count, size=size, split=split)
+    table = root / split / "metadata.jsonl"
+    lines = [json.loads(line) for line in table.read_text().splitlines()]
+    for line in lines:
+        eo = table.parent / line["eo_file_name"]
+        levels = np.moveaxis(np.asarray(PIL.Image.open(eo)), -1, 0)
+        line["eo_file_name"] = str(Path(line["eo_file_name"]).with_suffix(".tif"))
+        write_raster(table.parent / line["eo_file_name"], (levels / 255 * 3000).round().astype(np.uint16))
+        eo.unlink()
+    table.write_text("".join(json.dumps(line | metadata) + "\n" for line in lines))
+    return root
 
 
 # commands

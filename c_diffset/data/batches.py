@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
+from c_diffset.data.eo import eo_to_tensor
 from c_diffset.data.pairs import Pair, read_pair
 from c_diffset.sar.radiometry import measured, to_model
 
@@ -54,22 +55,19 @@ def shuffled_row(seed: int, number: int, rows: int) -> int:
     return int(epoch_order(seed, number // rows, rows)[number % rows])
 
 
-def eo_to_tensor(eo: np.ndarray) -> torch.Tensor:
-    """An EO image 3 x H x W, uint8 or uint16, to [-1, 1]."""
-    return torch.from_numpy(eo.astype(np.float32)) / np.iinfo(eo.dtype).max * 2 - 1
-
-
-def pair_to_tensors(pair: Pair, sar_transform: dict) -> dict[str, torch.Tensor]:
+def pair_to_tensors(pair: Pair, sar_transform: dict, eo_transform: dict) -> dict[str, torch.Tensor]:
     """`sar` C x H x W and `eo` 3 x H x W in [-1, 1], and perhaps `mask` 1 x H x W in {0, 1}.
 
-    The mask joins that of the pair with what cannot be a measurement in the units of the model, as in scenes.
+    The transforms are those of the model, see `sar_to_tensor` and `check_eo_transform`. The mask joins that of the pair
+    with what cannot be a measurement in the units of the model, as in scenes.
     """
     mask = measured(np.moveaxis(np.atleast_3d(pair.sar), -1, 0), sar_transform.get("units"), pair.mask is not None)
     try:
         sar, mask = to_model(pair.sar, mask, sar_transform)
+        eo = eo_to_tensor(np.moveaxis(pair.eo, -1, 0), eo_transform)
     except ValueError as error:
         raise ValueError(f"pair {pair.id}: {error}") from None
-    tensors = {"sar": torch.from_numpy(sar), "eo": eo_to_tensor(np.moveaxis(pair.eo, -1, 0))}
+    tensors = {"sar": torch.from_numpy(sar), "eo": eo}
     mask = mask if pair.mask is None else mask & pair.mask
     return tensors if mask.all() else tensors | {"mask": torch.from_numpy(mask.astype(np.float32))[None]}
 
@@ -106,6 +104,7 @@ class TrainingPairs(Dataset):
         self,
         pairs,
         sar_transform: dict,
+        eo_transform: dict,
         crop_size: int,
         seed: int = 0,
         augment: bool = True,
@@ -116,8 +115,9 @@ class TrainingPairs(Dataset):
     ):
         if crop_size % factor:
             raise ValueError(f"data.crop_size is {crop_size}, expected a multiple of {factor} for this autoencoder")
-        self.pairs, self.sar_transform, self.crop_size, self.seed = pairs, sar_transform, crop_size, seed
-        self.augment, self.noise_channels, self.factor = augment, noise_channels, factor
+        self.pairs, self.sar_transform, self.eo_transform = pairs, sar_transform, eo_transform
+        self.crop_size, self.seed, self.augment = crop_size, seed, augment
+        self.noise_channels, self.factor = noise_channels, factor
         self.num_train_timesteps, self.second_noise = num_train_timesteps, second_noise
 
     def __len__(self) -> int:
@@ -131,7 +131,8 @@ class TrainingPairs(Dataset):
         """Training sample `number`, made of this row."""
         rng = sample_rng(self.seed, number)
         pair = read_pair(row)
-        tensors = random_crop(pair_to_tensors(pair, self.sar_transform), self.crop_size, rng, pair.id)
+        tensors = pair_to_tensors(pair, self.sar_transform, self.eo_transform)
+        tensors = random_crop(tensors, self.crop_size, rng, pair.id)
         which = rng.integers(FLIPS_AND_TURNS) if self.augment else 0
         tensors = {key: flip_and_turn(value, which).contiguous() for key, value in tensors.items()}
         if "mask" in tensors:

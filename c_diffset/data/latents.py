@@ -18,10 +18,10 @@ from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 
 
 def fingerprint(pipe: CDiffSETPipeline, pairs, dtype: torch.dtype = torch.float32) -> str:
-    """A hash of what the latents depend on: autoencoder (if there is one), precision, SAR transform, and the files."""
+    """A hash of what the latents depend on: autoencoder (if there is one), precision, transforms, and the files."""
     vae_config, weights = ({}, None) if pipe.vae is None else (pipe.vae.config, weights_sha256(pipe.vae))
     config = {key: vae_config.get(key) for key in ("scaling_factor", "shift_factor", "_class_name")}
-    made_of = [config, pipe.config.sar_transform, str(dtype), weights]
+    made_of = [config, pipe.config.sar_transform, pipe.config.eo_transform, str(dtype), weights]
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode())
     for row in pairs:
         for column in ("sar", "eo", "mask"):
@@ -71,7 +71,7 @@ def build_latent_cache(pipe: CDiffSETPipeline, pairs, folder: str | Path, dtype:
 
 def _write_pair(pipe: CDiffSETPipeline, row: dict, file, dtype: torch.dtype) -> dict:
     pair = read_pair(row)
-    tensors = pair_to_tensors(pair, pipe.config.sar_transform)
+    tensors = pair_to_tensors(pair, pipe.config.sar_transform, pipe.config.eo_transform)
     entry = {"id": pair.id, "arrays": {}}
     for key in ("sar", "eo"):
         entry["arrays"][key] = [_append(file, latents) for latents in _encode_turned(pipe, tensors[key], dtype)]
@@ -111,7 +111,7 @@ class CachedPairs(TrainingPairs):
 
     def __init__(self, cache: str | Path, crop_size: int, factor: int, channels: int, **options):
         index, latents = _read_index(Path(cache))
-        super().__init__(index, {}, crop_size, noise_channels=channels, factor=factor, **options)
+        super().__init__(index, {}, {}, crop_size, noise_channels=channels, factor=factor, **options)
         self.latents = latents
 
     def sample(self, row: dict, number: int) -> dict:

@@ -1,7 +1,7 @@
 """Raw access to SAR-EO pairs: one loader for every way of storing them, and one reader that checks what it reads.
 
 `load_pairs` gives a `datasets` data set whose image columns hold undecoded files; `read_pair` turns one row into
-arrays. Pixel values are the file's own: scaling is the work of the model's `sar_transform`.
+arrays. Pixel values are the file's own: scaling is the work of the model's `sar_transform` and `eo_transform`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from c_diffset.data.sources import Pairs, open_splits
 
 @dataclass
 class Pair:
-    """One checked pair: `sar` H x W or H x W x C as stored, `eo` uint8 or uint16 H x W x 3.
+    """One checked pair: `sar` H x W or H x W x C, `eo` H x W x 3, values as `read_image` gives them.
 
     `mask`: bool H x W, True = valid, or None; `discrepancy`: bool H x W, True where the images are known to show
     different things, or None.
@@ -36,9 +36,6 @@ class Pair:
 
 def read_pair(row: Mapping[str, Any]) -> Pair:
     """Read and check one row of `load_pairs`.
-
-    EO is a picture: the largest value of its integer type is white, whatever it shows. A TIFF with a scale or an offset
-    holds physical quantities instead, such as reflectances, and is refused as EO.
 
     The mask joins the row's `mask` image (nonzero = valid) with the nodata that the rasters themselves declare. Under
     the mask, SAR values that are not finite are set to the smallest valid value, so that they cannot spread. A
@@ -57,9 +54,6 @@ def read_pair(row: Mapping[str, Any]) -> Pair:
         raise ValueError(f"pair {row['id']}: sizes differ: {found}. Images of a pair must share one pixel grid.")
     if eo.ndim != 3 or eo.shape[2] != 3:
         raise ValueError(f"pair {row['id']}: {_name(row, 'eo')} has shape {eo.shape}; expected H x W x 3 (RGB).")
-    if eo.dtype == np.float32:
-        found = f"{_name(row, 'eo')} holds floats, or declares a scale"
-        raise ValueError(f"pair {row['id']}: {found}; expected 8- or 16-bit RGB.")
     masks = [valid for valid in (sar_valid, eo_valid) if valid is not None]
     if "mask" in images:
         masks.append(_nonzero(images["mask"][0]))

@@ -70,6 +70,7 @@ def calibrate(
     pipe = load_pipeline(model, device=device, dtype=dtype)
     if not pipe.predicts_variance:
         raise ValueError(f"{model}: this model predicts no variance, so there is nothing to calibrate: train stage 2")
+    pairs.check_eo(pipe.config.eo_transform, data)
     maps, images = {}, 0
     for steps in num_inference_steps or [pipe.config.default_num_inference_steps]:
         results = evaluate_pairs(pipe, pairs, steps, batch_size, seed)

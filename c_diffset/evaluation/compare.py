@@ -8,7 +8,7 @@ from c_diffset.evaluation.reliability import paired_bootstrap
 from c_diffset.evaluation.report import Difference, Report, read_report, shown
 from c_diffset.files import check_writable, write_file
 
-SAME_IMAGES = ("data_name", "split", "crop_size", "n")  # what reports on one page share, beside ids
+SAME_IMAGES = ("data_name", "split", "crop_size", "n", "eo_values")  # what reports on one page share, beside ids
 
 
 def write_report(metrics: list[str | os.PathLike], output: str | os.PathLike) -> None:

@@ -99,12 +99,13 @@ def evaluate(
     if not models:
         raise ValueError("model is an empty list: name at least one")
     parts.check_output(output, overwrite)
-    parts.check_models(models, revision, vae)
+    eo_transform = parts.check_models(models, revision, vae)
     left_out: list[LeftOut] = []
     lpips_model = parts.try_lpips(lpips_net, lpips_weights, download, left_out)
     features = parts.try_features(lpips_model, inception_weights, download, left_out)
     train_rows = load_pairs(data, "train", streaming=is_remote(data)) if "train" in list_splits(data) else None
     pairs = SplitPairs(load_pairs(data, split), crop_size, max_images)
+    pairs.check_eo(eo_transform, data)
     protocol = {
         "data": str(data),
         "data_on_hub": is_remote(data),
@@ -112,7 +113,8 @@ def evaluate(
         "split": split,
         "split_against_train": split_against_train(pairs.rows, train_rows) if split != "train" else [],
         "seed": seed,
-        "mean_colour": mean_colour or train_colour(train_rows, left_out),
+        "eo_values": parts.eo_values(eo_transform),
+        "mean_colour": mean_colour or train_colour(train_rows, eo_transform, left_out),
     }
     session = parts.Session(
         pairs=pairs,

@@ -165,6 +165,7 @@ class Report:
         pairs: How many pairs of the split were read.
         fraction_of_pixels: The share of their pixels that was measured.
         calibration: What the expected error was fitted on; None where the model gives none.
+        eo_values: What black and white stand for in the EO images; empty for the full scale of display values.
         mean: The mean of each metric over the images, and the distances of their distributions.
         conventions: The convention of each of these metrics.
         floors: The same metrics of what no model should fall below.
@@ -199,6 +200,7 @@ class Report:
     torch: str | None = None
     diffusers: str | None = None
     calibration: str | None = None
+    eo_values: str = ""
     mean: dict[str, float]
     conventions: dict[str, str] = field(default_factory=dict)
     floors: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -27,7 +27,12 @@ from c_diffset.measurement.measure import PairResult, evaluate_pairs, floors_and
 from c_diffset.measurement.metrics import frechet_distance, kernel_distance
 from c_diffset.measurement.networks import load_inception, load_lpips, lpips_features
 from c_diffset.measurement.picture_grid import make_grid
-from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+from c_diffset.pipelines.pipeline_cdiffset import (
+    EO_DISPLAY,
+    CDiffSETPipeline,
+    check_eo_transform,
+    describe_eo_transform,
+)
 
 Model = CDiffSETPipeline | str | os.PathLike
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # what formulas begin with
@@ -42,13 +47,24 @@ def name_of(model: Model) -> str:
     return str((model.name_or_path or "in memory") if isinstance(model, CDiffSETPipeline) else model)
 
 
-def check_models(models: list[Model], revision: str | None, vae: str | None) -> None:
-    """Find what is wrong with any of the models before the first is measured."""
+def check_models(models: list[Model], revision: str | None, vae: str | None) -> dict:
+    """Find what is wrong with any of the models before the first is measured; returns the `eo_transform` of all."""
     if vae is not None and any(isinstance(model, CDiffSETPipeline) for model in models):
         raise ValueError("vae is set, but the model is a pipeline in memory: give it to `load_pipeline` instead")
+    transforms = []
     for model in models:
-        if not isinstance(model, CDiffSETPipeline):
-            CDiffSETPipeline.load_config(model, revision=revision)
+        given = isinstance(model, CDiffSETPipeline)
+        config = model.config if given else CDiffSETPipeline.load_config(model, revision=revision)
+        transforms.append(check_eo_transform(config.get("eo_transform") or EO_DISPLAY))
+        if transforms[-1] != transforms[0]:
+            found = f"{name_of(model)} has {transforms[-1]}, but {name_of(models[0])} {transforms[0]}"
+            raise ValueError(f"the models' eo_transform differ: {found}: evaluate them one by one")
+    return transforms[0]
+
+
+def eo_values(eo_transform: dict) -> str:
+    """What a report says on EO values: nothing where they are display values of full scale."""
+    return "" if eo_transform == EO_DISPLAY else describe_eo_transform(eo_transform)
 
 
 @dataclass(kw_only=True)

@@ -1,6 +1,5 @@
 """What is evaluated: the pairs of a split, and how far they are apart from the training split."""
 
-import math
 import os
 from collections.abc import Iterator
 from hashlib import sha256
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
+from c_diffset.data.eo import check_eo_values, some_pairs
 from c_diffset.data.pairs import Pair, Pairs, read_pair
 from c_diffset.evaluation.report import LeftOut
 from c_diffset.measurement.measure import crop_pairs, mean_colour_of
@@ -56,6 +56,11 @@ class SplitPairs:
             self.first_image = self.first_image or sha256(pair.eo.tobytes()).hexdigest()[:16]
             yield pair
 
+    def check_eo(self, eo_transform: dict, data: str | os.PathLike) -> None:
+        """Refuse EO images of `data` that are black, or of one colour, under the transform of the model; ValueError."""
+        remedy = "the model was trained on other EO values: give it such data, or train one on these"
+        check_eo_values(some_pairs(self.rows), eo_transform, str(data), remedy)
+
     @property
     def expected_images(self) -> int | None:
         """How many images there will be, where that is known beforehand."""
@@ -101,13 +106,9 @@ def is_remote(data: str | os.PathLike) -> bool:
     return not Path(data).exists()
 
 
-def train_colour(rows: Pairs | None, left_out: list[LeftOut]) -> list[float] | None:
+def train_colour(rows: Pairs | None, eo_transform: dict, left_out: list[LeftOut]) -> list[float] | None:
     """The mean colour of at most `MEAN_COLOUR_PAIRS` pairs, evenly spread, or the first ones of a remote data set."""
     if rows is None:
         left_out.append(LeftOut("floor mean_colour", "the data have no train split, and none was given"))
         return None
-    if isinstance(rows, Dataset):
-        some = rows.select(range(0, len(rows), math.ceil(len(rows) / MEAN_COLOUR_PAIRS)))
-    else:
-        some = rows.take(MEAN_COLOUR_PAIRS)
-    return mean_colour_of(map(read_pair, some))
+    return mean_colour_of(some_pairs(rows, MEAN_COLOUR_PAIRS), eo_transform)

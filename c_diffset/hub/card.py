@@ -14,7 +14,7 @@ from c_diffset.files import public_name
 from c_diffset.hub.markdown import code, fence, plain, text
 from c_diffset.hub.mlm import FINITE, UNITS, band_names, channel_names, channel_ranges
 from c_diffset.hub.run import Run
-from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, describe_eo_transform
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 AUTOENCODER_TEMPLATE = Path(__file__).with_name("autoencoder_card.md.j2")
@@ -62,6 +62,7 @@ def model_card(facts: Facts) -> str:
         unit="of full scale" if transform["units"] == "display" else "dB",
         bands=band_names(transform),
         channels=list(dict.fromkeys(zip(channel_names(transform), channel_ranges(transform), strict=True))),
+        eo_values=describe_eo_transform(facts.pipe.config.eo_transform),
         reads_picture=transform["units"] == "display" and len(band_names(transform)) == 1,
         calibration=facts.pipe.config.calibration,
         calibrated_data=public_name(str((facts.pipe.config.calibration or {}).get("data", "unknown data"))),

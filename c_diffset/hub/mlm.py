@@ -8,7 +8,7 @@ import re
 import torch
 
 from c_diffset.hub.markdown import plain
-from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, count_bands
+from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, count_bands, describe_eo_transform
 
 EXTENSIONS = [
     "https://stac-extensions.github.io/mlm/v1.4.0/schema.json",
@@ -93,6 +93,7 @@ def mlm_item(
         "mlm:accelerator_constrained": False,
         "mlm:input": [_input(transform)],
         "mlm:output": _outputs(pipe),
+        "c_diffset:eo_transform": pipe.config.eo_transform,
         "mlm:hyperparameters": {
             "num_inference_steps": pipe.config.default_num_inference_steps,
             "scheduler": type(pipe.scheduler).__name__,
@@ -143,7 +144,8 @@ def _input(transform: dict) -> dict:
 def _outputs(pipe: CDiffSETPipeline) -> list[dict]:
     place = {"dim_order": ["batch", "height", "width"], "shape": [-1, -1, -1], "data_type": "float32"}
     image = {"dim_order": ["batch", "channel", "height", "width"], "shape": [-1, 3, -1, -1], "data_type": "float32"}
-    outputs = [("eo", ["generative"], image, "Synthetic EO image: red, green, blue in [0, 1].")]
+    values = describe_eo_transform(pipe.config.eo_transform)
+    outputs = [("eo", ["generative"], image, f"Synthetic EO image: red, green, blue in [0, 1]; {values}.")]
     if pipe.predicts_variance:
         outputs.append(("confidence", ["regression"], place, "Confidence of each pixel, in (0, 1]."))
     if pipe.config.calibration is not None:

@@ -240,4 +240,5 @@ def write_outputs(canvas: SceneCanvas, raster: SarRaster, outputs: Outputs, fold
         warnings.warn(f"{raster.path} has no valid pixel: the image is all masked", stacklevel=2)
     if outputs.item is not None:
         with gdal():
-            write_item(outputs.item, outputs.eo, outputs.confidence, settings, raster.polarisations)
+            transform = canvas.pipe.config.eo_transform
+            write_item(outputs.item, outputs.eo, outputs.confidence, settings, raster.polarisations, transform)

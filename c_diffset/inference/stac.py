@@ -22,6 +22,7 @@ from scipy.spatial import ConvexHull, QhullError
 
 from c_diffset import __version__
 from c_diffset.files import read_json, write_json
+from c_diffset.pipelines.pipeline_cdiffset import describe_eo_transform
 from c_diffset.sar.gdal import gdal, open_raster
 
 UTC = timezone.utc
@@ -91,7 +92,9 @@ def _beside(path: Path, key: str, href: str) -> Path:
     return file
 
 
-def write_item(target: Path, eo: Path, confidence: Path | None, settings: dict, sar_bands: list[str]) -> None:
+def write_item(
+    target: Path, eo: Path, confidence: Path | None, settings: dict, sar_bands: list[str], eo_transform: dict
+) -> None:
     """Write the STAC item of a synthetic EO image.
 
     Its place is that of the EO raster, its time the raster's tag `ACQUISITION_START`, else the time of writing,
@@ -103,13 +106,14 @@ def write_item(target: Path, eo: Path, confidence: Path | None, settings: dict, 
         confidence: COG on the same grid in the same folder, where there is one.
         settings: of the translation, JSON values; they become properties under the prefix `c_diffset:`.
         sar_bands: names of the SAR bands; those that are polarisations become `sar:polarizations`.
+        eo_transform: of the model; says what a black and a white pixel stand for.
     """
     now = datetime.now(UTC)
     with open_raster(eo) as raster:
         acquired = _acquisition(raster.tags())
         geometry, bbox, projection = describe_place(eo, raster)
-    properties = _description(eo.stem, acquired, now, sar_bands) | projection
-    properties |= {f"c_diffset:{key}": value for key, value in settings.items()}
+    properties = _description(eo.stem, acquired, now, sar_bands, describe_eo_transform(eo_transform)) | projection
+    properties |= {f"c_diffset:{key}": value for key, value in (settings | {"eo_transform": eo_transform}).items()}
     item = pystac.Item(eo.stem, geometry, bbox, acquired or now, properties)
     colours = [{"name": colour, "eo:common_name": colour} for colour in ("red", "green", "blue")]
     item.add_asset("eo", _asset(eo, "Synthetic EO image, not an observation", ["data", "visual"], colours))
@@ -137,14 +141,14 @@ def describe_place(path: Path, raster: rasterio.DatasetReader) -> tuple[dict | N
     return place
 
 
-def _description(name: str, acquired: datetime | None, now: datetime, sar_bands: list[str]) -> dict:
+def _description(name: str, acquired: datetime | None, now: datetime, sar_bands: list[str], eo_values: str) -> dict:
     """What the image is and how it was made."""
     time = "" if acquired else " The time of acquisition is unknown: `datetime` is that of processing."
     lineage = f"A generative model translated SAR ({', '.join(sar_bands)}) to EO: plausible, not observed."
     polarizations = list(dict.fromkeys(band.upper() for band in sar_bands if band.upper() in POLARIZATIONS))
     return {
         "title": f"{name}: synthetic EO image, not an observation",
-        "description": f"A synthetic EO image, made from SAR by c_diffset; not an observation.{time}",
+        "description": f"A synthetic EO image, made from SAR by c_diffset; not an observation: {eo_values}.{time}",
         "created": datetime_to_str(now),
         "processing:software": {"c_diffset": __version__},
         "processing:lineage": lineage,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from c_diffset.data.batches import batches_of_one_size, pair_to_tensors
+from c_diffset.data.eo import eo_to_tensor
 from c_diffset.data.pairs import Pair
 from c_diffset.measurement.metrics import LEAST_SIDE, LPIPS_LEAST_SIDE, measure
 from c_diffset.noise import noise_generator
@@ -71,7 +72,7 @@ def evaluate_pairs(
         if min(batch[0].eo.shape[:2]) < least:
             height, width = batch[0].eo.shape[:2]
             raise ValueError(f"pair {batch[0].id} is {height} x {width}: the metrics need at least {least} x {least}")
-        tensors = [pair_to_tensors(pair, pipe.config.sar_transform) for pair in batch]
+        tensors = [pair_to_tensors(pair, pipe.config.sar_transform, pipe.config.eo_transform) for pair in batch]
         generators = [noise_generator(seed, number + i) for i in range(len(batch))]
         options = {"num_inference_steps": num_inference_steps, "generator": generators, "output_type": "pt"}
         output = pipe([pair.sar for pair in batch], **options)
@@ -135,12 +136,16 @@ def mean_metrics(rows: list[dict]) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0] if name != "id"}
 
 
-def mean_colour_of(pairs: Iterable[Pair]) -> list[float]:
-    """The mean EO colour (r, g, b in [0, 1]) of valid pixels, then of pairs. Take it from the training split."""
+def mean_colour_of(pairs: Iterable[Pair], eo_transform: dict) -> list[float]:
+    """The mean EO colour (r, g, b in [0, 1]) of valid pixels, then of pairs, as a model with this transform sees it.
+
+    Take it from the training split.
+    """
     colours = []
     for pair in pairs:
-        pixels = pair.eo.reshape(-1, 3) if pair.mask is None else pair.eo[pair.mask]
-        colours.append(pixels.mean(0, dtype=np.float64) / np.iinfo(pair.eo.dtype).max)
+        valid = np.ones(pair.eo.shape[:2], bool) if pair.mask is None else pair.mask
+        eo = eo_to_tensor(np.moveaxis(pair.eo, -1, 0), eo_transform).numpy() * 0.5 + 0.5
+        colours.append(eo[:, valid].mean(1, dtype=np.float64))
     return np.mean(colours, axis=0).tolist()
 
 
@@ -161,7 +166,7 @@ def floors_and_ceiling(
     """
     rows: dict[str, list[dict[str, float]]] = {}
     for pair in pairs:
-        tensors = pair_to_tensors(pair, pipe.config.sar_transform)
+        tensors = pair_to_tensors(pair, pipe.config.sar_transform, pipe.config.eo_transform)
         true, sar = tensors["eo"][None].to(pipe.device), _grey(tensors["sar"])[None].to(pipe.device)
         eo, mask = true * 0.5 + 0.5, tensors["mask"][None].to(pipe.device) if "mask" in tensors else None
         predictions = {"sar_grey": sar}

@@ -42,7 +42,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 Model = TypeVar("Model", bound=nn.Module)
 PROMPT = "electro-optical image"
 SAR_DISPLAY = {"units": "display", "range": [0.0, 1.0], "channels": [0, 0, 0]}
+EO_DISPLAY = {"units": "display", "range": [0.0, 1.0], "gamma": 1.0}
 DEFAULT_RANGE = {"display": [0.0, 1.0], "db": [-30.0, 0.0], "power": [-30.0, 0.0], "amplitude": [-30.0, 0.0]}
+EO_DEFAULT_RANGE = {"display": [0.0, 1.0], "reflectance": [0.0, 3000.0]}
 FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0, "int32": 65535.0}  # PIL opens 16-bit images as 32-bit integers
 LARGEST = 1e6  # absolute value of any number in a model's settings; more is an error, or an attack on the memory
 LIMITS = {"layers": 64, "block_out": LARGEST, "block": 64, "sample_size": 8192}  # of settings named so
@@ -170,23 +172,76 @@ def check_sar_transform(sar_transform: dict) -> dict:
         raise ValueError(
             f"sar_transform['channels'] is {brief(channels)}: expected a list of band indices, or 'i-j' for a ratio"
         )
-    each = isinstance(limits, list | tuple) and len(limits) == len(channels) and all(map(_is_range, limits))
-    if not _is_range(limits) and not each:
-        raise ValueError(
-            f"sar_transform['range'] is {brief(limits)}: expected [low, high], two numbers with low < high, or one "
-            f"such pair for each of the {len(channels)} channels"
-        )
+    limits = _check_limits("sar_transform", limits, len(channels))
     names, count = sar_transform.get("bands"), count_bands(list(channels))
     named = isinstance(names, list | tuple) and len(names) == count and all(isinstance(name, str) for name in names)
     if names is not None and not named:
         raise ValueError(
             f"sar_transform['bands'] is {brief(names)}: expected {count} names such as 'VV', one for each band"
         )
-    return {
-        "units": units,
-        "range": [list(pair) for pair in limits] if each else list(limits),
-        "channels": list(channels),
-    } | ({} if names is None else {"bands": list(names)})
+    transform = {"units": units, "range": limits, "channels": list(channels)}
+    return transform | ({} if names is None else {"bands": list(names)})
+
+
+def check_eo_transform(eo_transform: dict) -> dict:
+    """What the EO values mean that a model is trained on, with defaults filled in: which become black, which white.
+
+    Training and evaluation apply it to true EO images; nothing inverts it, so the model's images show this range.
+
+    Args:
+        eo_transform: `units` ("display": `range` is a fraction of the full scale of the integers, default [0, 1];
+            "reflectance": `range` is in the values that the file gives, default [0, 3000]), `range` [low, high], which
+            becomes black and white, for all of red, green, blue or a list with one for each, and `gamma` (default 1):
+            what lies between is raised to the power of 1 / gamma, so that more than 1 makes it brighter.
+
+    The values of a file are the stored ones, or what its TIFF scale and offset make of them. Sentinel-2 is stored as
+    reflectance x 10 000; products since processing baseline 04.00 (January 2022) have 1000 added to that, and where
+    it was not taken off, the range is [1000, 4000].
+
+    Raises:
+        ValueError: unknown keys or units, a `gamma` outside of 0.1 to 10, or a `range` that is neither [low, high],
+            low < high, nor three such pairs.
+    """
+    if not isinstance(eo_transform, dict):
+        raise ValueError(f"eo_transform is {brief(eo_transform)}: expected a mapping with 'units'")
+    unknown = set(eo_transform) - {"units", "range", "gamma"}
+    if unknown:
+        expected = "'units', 'range', 'gamma'"
+        raise ValueError(f"eo_transform has unknown keys {brief(sorted(map(str, unknown)))}: expected {expected}")
+    units = eo_transform.get("units")
+    if not isinstance(units, str) or units not in EO_DEFAULT_RANGE:
+        raise ValueError(f"eo_transform['units'] is {brief(units)}: expected one of {list(EO_DEFAULT_RANGE)}")
+    gamma = eo_transform.get("gamma", 1.0)
+    if not _is_number(gamma, 0.1) or gamma > 10:
+        raise ValueError(f"eo_transform['gamma'] is {brief(gamma)}: expected a number from 0.1 to 10")
+    limits = _check_limits("eo_transform", eo_transform.get("range", EO_DEFAULT_RANGE[units]), 3)
+    return {"units": units, "range": limits, "gamma": float(gamma)}
+
+
+def describe_eo_transform(eo_transform: dict) -> str:
+    """What black and white stand for in EO images, as a part of a sentence."""
+    limits, gamma = eo_transform["range"], eo_transform.get("gamma", 1)
+    each = [limits] if _is_range(limits) else limits
+    black, white = (" / ".join(f"{pair[end]:g}" for pair in each) for end in (0, 1))
+    order = "" if len(each) == 1 else " (red / green / blue)"
+    if eo_transform["units"] == "display":
+        unit = "of the full scale of display values"
+    else:
+        unit = "in reflectance as the training images store it"
+    text = f"black stands for {black} and white for {white}{order} {unit}"
+    return text if gamma == 1 else f"{text}, with a gamma of {gamma:g} between them"
+
+
+def _check_limits(transform: str, limits, channels: int) -> list:
+    """The `range` of a transform as lists: one pair for all channels, or one for each; ValueError for anything else."""
+    if _is_range(limits):
+        return list(limits)
+    if isinstance(limits, list | tuple) and len(limits) == channels and all(map(_is_range, limits)):
+        return [list(pair) for pair in limits]
+    raise ValueError(
+        f"{transform}['range'] is {brief(limits)}: expected [low, high], two numbers with low < high, or one such pair "
+        f"for each of the {channels} channels"
+    )
 
 
 def count_bands(channels: list) -> int:
@@ -316,6 +371,8 @@ class CDiffSETPipeline(DiffusionPipeline):
         prediction_type: what the UNet was trained to predict; taken from the scheduler when None.
         prompt_embeds: the constant prompt's embedding, as `encode_prompt_embeds` writes it.
         calibration: from variance to expected error, see `check_calibration`.
+        eo_transform: which EO values black and white stand for in the images, see `check_eo_transform`; by default,
+            display values of full scale.
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -342,6 +399,7 @@ class CDiffSETPipeline(DiffusionPipeline):
         prediction_type: str | None = None,
         prompt_embeds: dict | None = None,
         calibration: dict | None = None,
+        eo_transform: dict | None = None,
     ):
         super().__init__()
         if vae is not None:
@@ -363,6 +421,7 @@ class CDiffSETPipeline(DiffusionPipeline):
             prediction_type=prediction_type or scheduler.config.prediction_type,
             prompt_embeds=prompt_embeds,
             calibration=None if calibration is None else check_calibration(calibration),
+            eo_transform=check_eo_transform(EO_DISPLAY if eo_transform is None else eo_transform),
         )
 
     def register_modules(self, **modules) -> None:

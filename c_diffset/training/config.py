@@ -71,6 +71,8 @@ class ModelConfig:
         lora_rank: Rank of the LoRA that is trained instead of all weights; 0 trains all weights.
         sar_transform: Units, range and channels of the SAR input (see `sar_to_tensor`); with a pipeline of this project
             as base, the base decides.
+        eo_transform: Units (display or reflectance), range and gamma of the EO images (see `check_eo_transform`), such
+            as {units: reflectance, range: [0, 3000]}; null takes what the data say, else that of the base.
         default_num_inference_steps: Number of sampling steps that the pipeline takes unless told otherwise.
     """
 
@@ -83,6 +85,7 @@ class ModelConfig:
     zero_terminal_snr: bool = False
     lora_rank: int = number(0, 0, 8192)
     sar_transform: dict | None = None
+    eo_transform: dict | None = None
     default_num_inference_steps: int = number(50, 1, 10_000)
 
 
@@ -364,6 +367,8 @@ class DecoderConfig(RunConfig):
         base: Folder or Hub id of the `AutoencoderTiny` whose decoder is trained.
         encoder: Folder or Hub id of the autoencoder whose latents the decoder learns to read, such as the one that the
             diffusion model was trained with; without it, the encoder of the base.
+        eo_transform: Units, range and gamma of the EO images, as in the settings of a model; null takes what the data
+            say, else display values.
         lpips_weight: Weight of LPIPS beside the L1 distance; 0 leaves LPIPS out.
         lpips_net: Network of that LPIPS.
         lpips_weights: File with the complete weights of that network; without it, they are downloaded.
@@ -371,6 +376,7 @@ class DecoderConfig(RunConfig):
 
     base: str
     encoder: str | None = None
+    eo_transform: dict | None = None
     lpips_weight: float = number(0.5, 0.0, MOST_WEIGHT)
     lpips_net: Literal["squeeze", "alex", "vgg"] = "squeeze"
     lpips_weights: str | None = None

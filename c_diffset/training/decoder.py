@@ -13,21 +13,21 @@ from torch.utils.data import DataLoader
 from c_diffset.data.batches import (
     FLIPS_AND_TURNS,
     TrainingPairs,
-    eo_to_tensor,
     flip_and_turn,
     random_crop,
     sample_rng,
 )
-from c_diffset.data.pairs import load_pairs, read_pair
+from c_diffset.data.eo import check_eo_values, declared_eo_transform, eo_to_tensor, some_pairs
+from c_diffset.data.pairs import read_pair
 from c_diffset.loading import check_same_latents, load_autoencoder
 from c_diffset.measurement.measure import mean_metrics
 from c_diffset.measurement.metrics import psnr, ssim
 from c_diffset.measurement.networks import load_lpips
 from c_diffset.measurement.picture_grid import make_grid
-from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+from c_diffset.pipelines.pipeline_cdiffset import EO_DISPLAY, CDiffSETPipeline, check_eo_transform
 from c_diffset.training.config import DecoderConfig
 from c_diffset.training.loop import make_accelerator, train
-from c_diffset.training.task import Task
+from c_diffset.training.task import Task, open_pairs
 from c_diffset.training.validation import GRID_ROWS
 
 GRID_LABELS = ("EO", "generic", "fine-tuned")
@@ -37,8 +37,8 @@ class EOCrops(TrainingPairs):
     """Training samples of the EO images of pairs alone: `eo` 3 x size x size in [-1, 1], perhaps `mask` 1 x size x size
     (1 = valid), and `number`."""
 
-    def __init__(self, pairs, crop_size: int, **options):
-        super().__init__(pairs, {}, crop_size, **options)
+    def __init__(self, pairs, eo_transform: dict, crop_size: int, **options):
+        super().__init__(pairs, {}, eo_transform, crop_size, **options)
 
     def sample(self, row: dict, number: int) -> dict:
         """Training sample `number`, made of this row."""
@@ -50,7 +50,7 @@ class EOCrops(TrainingPairs):
         images = random_crop(images, self.crop_size, rng, pair.id)
         which = rng.integers(FLIPS_AND_TURNS) if self.augment else 0
         turned = {key: flip_and_turn(image, which) for key, image in images.items()}
-        sample = {"eo": eo_to_tensor(turned["sar"]), "number": number}
+        sample = {"eo": eo_to_tensor(turned["sar"], self.eo_transform), "number": number}
         return sample | {key: torch.from_numpy(turned[key].astype(np.float32)) for key in turned if key == "mask"}
 
 
@@ -63,6 +63,7 @@ class DecoderTask(Task):
     """The decoder of `base` learns to invert a frozen encoder."""
 
     def __init__(self, config: DecoderConfig):
+        self.eo_transform = check_eo_transform(EO_DISPLAY if config.eo_transform is None else config.eo_transform)
         model = load_autoencoder(config.base)
         if not isinstance(model, AutoencoderTiny):
             raise ValueError(f"base {config.base} is a {type(model).__name__}: expected an AutoencoderTiny")
@@ -89,9 +90,8 @@ class DecoderTask(Task):
     def loader(self, accelerator: Accelerator, start: int) -> DataLoader:
         """Endless batches of EO crops for this process, from sample number `start` on."""
         data = self.config.data
-        pairs = load_pairs(data.source, split=data.split, streaming=data.streaming)
         options = dict(seed=self.config.seed, augment=data.augment, factor=self.space.vae_scale_factor)
-        return self.batches(EOCrops(pairs, data.crop_size, **options), accelerator, start)
+        return self.batches(EOCrops(open_pairs(data), self.eo_transform, data.crop_size, **options), accelerator, start)
 
     def loss(self, batch: dict, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The distance of the decoded latents from the image, and its parts."""
@@ -118,7 +118,7 @@ class DecoderTask(Task):
         """Mean metrics of the validation crops decoded by `vae`, and the first of them, 3 x H x W in [0, 1]."""
         rows, pictures, factor, decoder = [], [], self.space.vae_scale_factor, latent_space(vae)
         for pair in self.crops:
-            eo = eo_to_tensor(np.moveaxis(pair.eo, -1, 0))[None].to(self.space.device)
+            eo = eo_to_tensor(np.moveaxis(pair.eo, -1, 0), self.eo_transform)[None].to(self.space.device)
             height, width = eo.shape[-2:]
             padded = F.pad(eo, (0, -width % factor, 0, -height % factor), mode="reflect")
             decoded = decoder.decode(self.space.encode(padded))[..., :height, :width].float()
@@ -141,7 +141,8 @@ class DecoderTask(Task):
         if self.validator is None:
             return None
         means, pictures = self.reconstruct(pipe)
-        true = [eo_to_tensor(np.moveaxis(pair.eo, -1, 0)) * 0.5 + 0.5 for pair in self.crops[:GRID_ROWS]]
+        crops = (np.moveaxis(pair.eo, -1, 0) for pair in self.crops[:GRID_ROWS])
+        true = [eo_to_tensor(eo, self.eo_transform) * 0.5 + 0.5 for eo in crops]
         rows = zip(true, self.generic[1], pictures, strict=True)
         make_grid([dict(zip(GRID_LABELS, row, strict=True)) for row in rows]).save(picture)
         return means | {f"generic_{name}": value for name, value in self.generic[0].items()}
@@ -150,4 +151,9 @@ class DecoderTask(Task):
 def finetune_decoder(config: DecoderConfig) -> Path:
     """Fine-tune as `config` says; returns the folder of the finished autoencoder."""
     accelerator = make_accelerator(config)
-    return train(DecoderTask(config), config, accelerator)
+    pairs, source = open_pairs(config.data), config.data.source
+    if config.eo_transform is None:
+        config.eo_transform = declared_eo_transform(pairs, source)  # a setting of the run from here on
+    task = DecoderTask(config)
+    check_eo_values(some_pairs(pairs), task.eo_transform, source)
+    return train(task, config, accelerator)

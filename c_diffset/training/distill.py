@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, LCMScheduler
 
+from c_diffset.data.eo import check_eo_values, some_pairs
 from c_diffset.models.unet import add_variance_channel
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.training.config import DistillConfig
 from c_diffset.training.consistency import ConsistencyDistill
 from c_diffset.training.loop import make_accelerator, train
-from c_diffset.training.task import with_components
+from c_diffset.training.task import open_pairs, with_components
 from c_diffset.training.time_aware import TimeAwareDistill
 
 METHODS = {"consistency": ConsistencyDistill, "time_aware": TimeAwareDistill}
@@ -93,6 +94,7 @@ def check_student(student: CDiffSETPipeline, teacher: CDiffSETPipeline, config: 
         "vae_scale_factor": [pipe.vae_scale_factor for pipe in (student, teacher)],
         "prediction_type": [pipe.config.prediction_type for pipe in (student, teacher)],
         "sar_transform": [pipe.config.sar_transform for pipe in (student, teacher)],
+        "eo_transform": [pipe.config.eo_transform for pipe in (student, teacher)],
     }
     for name, (found, expected) in both.items():
         if found != expected:
@@ -106,5 +108,6 @@ def distill(config: DistillConfig) -> Path:
     """Distil as `config` says; returns the folder of the finished student."""
     accelerator = make_accelerator(config)
     teacher = load_teacher(config)
+    check_eo_values(some_pairs(open_pairs(config.data)), teacher.config.eo_transform, config.data.source)
     task = METHODS[config.method](config, teacher, build_student(config, teacher))
     return train(task, config, accelerator)

@@ -6,6 +6,7 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from c_diffset.data.eo import check_eo_values, declared_eo_transform, some_pairs
 from c_diffset.loading import load_autoencoder
 from c_diffset.models.unet import add_variance_channel, small_unet, widen
 from c_diffset.objectives.denoising import add_noise, c_diff_loss, denoising_loss, min_snr_weight, prediction_target
@@ -13,12 +14,13 @@ from c_diffset.pipelines.pipeline_cdiffset import (
     SAR_DISPLAY,
     CDiffSETPipeline,
     align,
+    check_eo_transform,
     check_sar_transform,
     encode_prompt_embeds,
 )
 from c_diffset.training.config import FinetuneConfig, ModelConfig
 from c_diffset.training.loop import make_accelerator, train
-from c_diffset.training.task import PairsTask
+from c_diffset.training.task import PairsTask, open_pairs
 
 
 def build_pipeline(config: ModelConfig) -> CDiffSETPipeline:
@@ -35,6 +37,8 @@ def build_pipeline(config: ModelConfig) -> CDiffSETPipeline:
         pipe = CDiffSETPipeline.from_pretrained(config.base, **where)
         if not pipe.predicts_variance:
             add_variance_channel(pipe.unet)
+        if config.eo_transform is not None:
+            pipe.register_to_config(eo_transform=check_eo_transform(config.eo_transform))
         return pipe
     if not {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} <= set(index):
         raise ValueError(
@@ -67,6 +71,7 @@ def _from_stable_diffusion(config: ModelConfig) -> CDiffSETPipeline:
         vae,
         prompt_embeds=encode_prompt_embeds(text_encoder, tokenizer),
         sar_transform=config.sar_transform,
+        eo_transform=config.eo_transform,
         default_num_inference_steps=config.default_num_inference_steps,
     )
 
@@ -88,7 +93,8 @@ def _from_scratch(config: ModelConfig) -> CDiffSETPipeline:
     )
     unet = small_unet(sar_channels, eo_channels, **vars(config.unet))
     steps = config.default_num_inference_steps
-    return CDiffSETPipeline(unet, scheduler, vae, sar_transform=transform, default_num_inference_steps=steps)
+    transforms = dict(sar_transform=transform, eo_transform=config.eo_transform)
+    return CDiffSETPipeline(unet, scheduler, vae, **transforms, default_num_inference_steps=steps)
 
 
 class Finetune(PairsTask):
@@ -115,7 +121,11 @@ class Finetune(PairsTask):
 def finetune(config: FinetuneConfig) -> Path:
     """Fine-tune as `config` says; returns the folder of the finished pipeline."""
     accelerator = make_accelerator(config)
+    pairs, source = open_pairs(config.data), config.data.source
+    if config.model.eo_transform is None:
+        config.model.eo_transform = declared_eo_transform(pairs, source)  # a setting of the run from here on
     pipe = build_pipeline(config.model)
+    check_eo_values(some_pairs(pairs), pipe.config.eo_transform, source)
     if pipe.unet.config.sample_size is None:  # scenes are translated in tiles of what the model was trained at
         pipe.unet.register_to_config(sample_size=config.data.crop_size // pipe.vae_scale_factor)
     task = Finetune(config, pipe, config.model.lora_rank)

@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from c_diffset.data.batches import TrainingPairs, training_loader
 from c_diffset.data.latents import CachedPairs, build_latent_cache
-from c_diffset.data.pairs import load_pairs
+from c_diffset.data.pairs import Pairs, load_pairs
 from c_diffset.models.unet import add_lora
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.training.checkpoint import Part
-from c_diffset.training.config import OptimizerConfig, RunConfig
+from c_diffset.training.config import DataConfig, OptimizerConfig, RunConfig
 from c_diffset.training.run import RunFolder
 from c_diffset.training.validation import Validator
 
@@ -152,7 +152,7 @@ class PairsTask(Task):
     def samples(self, accelerator: Accelerator) -> TrainingPairs:
         """The training samples, out of the latent cache where there is one."""
         data = self.config.data
-        pairs = load_pairs(data.source, split=data.split, streaming=data.streaming)
+        pairs = open_pairs(data)
         options = dict(
             crop_size=data.crop_size,
             seed=self.config.seed,
@@ -164,7 +164,8 @@ class PairsTask(Task):
             with accelerator.main_process_first():
                 cache = build_latent_cache(self.pipe, pairs, data.latent_cache, PRECISION[accelerator.mixed_precision])
             return CachedPairs(cache, channels=self.pipe.eo_channels, **options)
-        return TrainingPairs(pairs, self.pipe.config.sar_transform, noise_channels=self.pipe.eo_channels, **options)
+        transforms = (self.pipe.config.sar_transform, self.pipe.config.eo_transform)
+        return TrainingPairs(pairs, *transforms, noise_channels=self.pipe.eo_channels, **options)
 
     def loader(self, accelerator: Accelerator, start: int) -> DataLoader:
         """Endless batches of this process, from sample number `start` on."""
@@ -196,6 +197,11 @@ class PairsTask(Task):
         """Write a LoRA as a standard adapter, `lora/`."""
         if self.lora_rank:
             run.replace("lora", self.model.save_lora_adapter)
+
+
+def open_pairs(data: DataConfig) -> Pairs:
+    """The pairs that are trained on."""
+    return load_pairs(data.source, split=data.split, streaming=data.streaming)
 
 
 def with_components(pipe: CDiffSETPipeline, **changes) -> CDiffSETPipeline:

@@ -24,6 +24,7 @@ from c_diffset.data.pairs import load_pairs, read_pair
 from c_diffset.inference.options import ReadOptions
 from c_diffset.inference.raster import SarRaster
 from c_diffset.inference.tiles import Box
+from c_diffset.pipelines.pipeline_cdiffset import EO_DISPLAY
 from c_diffset.synthetic.generate import write_pairs
 
 SAR = {"units": "display", "range": [0.0, 1.0], "channels": [0]}
@@ -37,7 +38,9 @@ def source(tmp_path_factory):
 
 
 def samples(source, streaming: bool = False, **options) -> TrainingPairs:
-    return TrainingPairs(load_pairs(source, streaming=streaming), SAR, **{"crop_size": 16, "seed": 3} | options)
+    return TrainingPairs(
+        load_pairs(source, streaming=streaming), SAR, EO_DISPLAY, **{"crop_size": 16, "seed": 3} | options
+    )
 
 
 def take(loader, count: int) -> list[dict]:
@@ -96,7 +99,7 @@ def test_images_and_mask_are_cropped_and_turned_alike(source):
     seen = set()
     for number in range(40):
         sample = pairs[(number % len(rows), number)]
-        plain = TrainingPairs(rows, SAR, crop_size=32, augment=False)[(number % len(rows), 0)]
+        plain = TrainingPairs(rows, SAR, EO_DISPLAY, crop_size=32, augment=False)[(number % len(rows), 0)]
         found = [
             (which, top, left)
             for which in range(FLIPS_AND_TURNS)
@@ -158,7 +161,7 @@ def test_a_tiff_means_the_same_in_training_and_as_a_scene(form, units, tmp_path)
     eo = io.BytesIO()
     PIL.Image.fromarray(np.full((16, 16, 3), 9, np.uint8)).save(eo, "PNG")
     row = {"id": "x", "sar": {"bytes": path.read_bytes(), "path": None}, "eo": {"bytes": eo.getvalue(), "path": None}}
-    tensors = pair_to_tensors(read_pair(row), transform)
+    tensors = pair_to_tensors(read_pair(row), transform, EO_DISPLAY)
     mask = tensors["mask"][0].numpy() > 0 if "mask" in tensors else np.ones((16, 16), bool)
     np.testing.assert_array_equal(mask, valid)
     assert mask.sum() == (256 if form in ("int16 scaled", "offset") else 242)

@@ -32,7 +32,7 @@ def test_cached_latents_are_those_of_the_turned_images(make_pipe, source, tmp_pa
     pipe, rows = make_pipe(space), load_pairs(source)
     cache = build_latent_cache(pipe, rows, tmp_path / "cache")
     cached = CachedPairs(cache, crop_size=32, factor=2, channels=4, seed=5)
-    tensors = pair_to_tensors(read_pair(rows[1]), pipe.config.sar_transform)
+    tensors = pair_to_tensors(read_pair(rows[1]), pipe.config.sar_transform, pipe.config.eo_transform)
     seen = set()
     for number in range(16):
         sample = cached[(1, number)]
@@ -60,6 +60,7 @@ def test_the_fingerprint_follows_what_latents_depend_on(make_pipe, source):
     assert fingerprint(pipe, load_pairs(source)) == prints[0]
     other = {"units": "display", "range": [0.0, 0.5], "channels": [0, 0, 0]}
     prints.append(fingerprint(make_pipe("tiny", sar_transform=other), rows))
+    prints.append(fingerprint(make_pipe("tiny", eo_transform={"units": "display", "range": [0.0, 0.5]}), rows))
     with torch.no_grad():
         next(pipe.vae.parameters()).add_(1e-3)
     prints.append(fingerprint(pipe, rows))

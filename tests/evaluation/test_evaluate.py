@@ -21,7 +21,7 @@ from c_diffset.measurement.colours import SCALES
 from c_diffset.measurement.measure import crop_pairs, evaluate_pairs, floors_and_ceiling, mean_colour_of
 from c_diffset.measurement.picture_grid import make_grid
 from c_diffset.models.unet import small_unet
-from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+from c_diffset.pipelines.pipeline_cdiffset import EO_DISPLAY, CDiffSETPipeline
 from c_diffset.synthetic.generate import write_pairs
 from tests.conftest import tiny_taesd
 
@@ -208,7 +208,7 @@ def test_one_image_has_no_distribution(pipe, data, tmp_path):
 def test_floors_in_closed_form(pipe, pairs):
     colour = [0.2, 0.4, 0.6]
     flat = Pair(pairs[0].sar, np.broadcast_to(np.uint8([51, 102, 153]), (64, 64, 3)), None, "flat")
-    assert mean_colour_of([flat, flat]) == pytest.approx(colour)
+    assert mean_colour_of([flat, flat], EO_DISPLAY) == pytest.approx(colour)
     measured, ceiling = floors_and_ceiling([flat], pipe, colour)
     assert measured["mean_colour"]["psnr"] == pytest.approx(100, abs=0.1)
     assert measured["sar_grey"]["copy_ratio"] == 0.0

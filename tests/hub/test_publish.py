@@ -179,6 +179,20 @@ def test_the_example_of_the_card_runs(transform, model, tmp_path, monkeypatch):
     assert names["pipe"](np.moveaxis(values, 0, -1) if "bands" in transform else SAR).expected_error is not None
 
 
+def test_the_card_says_what_black_and_white_stand_for(model, tmp_path):
+    transform = {"units": "reflectance", "range": [[0, 2000], [0, 2500], [0, 3000]], "gamma": 2.2}
+    change_json(model / "model_index.json", eo_transform=transform)
+    publish(model, REPO, dry_run=tmp_path / "out")
+    said = "black stands for 0 / 0 / 0 and white for 2000 / 2500 / 3000 (red / green / blue) in reflectance"
+    assert said in shown_text((tmp_path / "out/README.md").read_text())
+    item = json.loads((tmp_path / "out/mlm.json").read_text())
+    assert item["properties"]["c_diffset:eo_transform"] == transform
+    assert said in item["properties"]["mlm:output"][0]["description"]
+    change_json(model / "model_index.json", eo_transform={"units": "reflectance", "range": [3000, 0]})
+    with pytest.raises(ValueError, match="eo_transform"):
+        publish(model, REPO, dry_run=tmp_path / "again")
+
+
 def test_reports_cannot_write_into_the_card(model, tmp_path):
     text = "test\n\n# Bought\n<script>alert(1)</script> | `a`"
     report = evaluation_of(model, split=text, conventions={"psnr": text}, data=text)

@@ -16,6 +16,7 @@ from rasterio.warp import transform, transform_bounds
 from c_diffset import __version__
 from c_diffset.inference.stac import is_item, read_item, write_item
 
+REFLECTANCE = {"units": "reflectance", "range": [0.0, 3000.0], "gamma": 1.0}
 UTM = dict(crs="EPSG:32631", transform=from_origin(500_000, 4_000_000, 10, 10))
 
 
@@ -37,7 +38,9 @@ def described(tmp_path):
 
     def describe(confidence=None, bands=("VV",), **raster) -> pystac.Item:
         eo = write_raster(tmp_path / "scene.tif", **raster)
-        write_item(tmp_path / "scene.json", eo, confidence, {"steps": 4, "range": [-25.0, 5.0]}, list(bands))
+        write_item(
+            tmp_path / "scene.json", eo, confidence, {"steps": 4, "range": [-25.0, 5.0]}, list(bands), REFLECTANCE
+        )
         validate_dict(json.loads((tmp_path / "scene.json").read_text()), extensions=[])  # the core; no network
         assert not list(tmp_path.glob(".*"))
         return pystac.Item.from_file(tmp_path / "scene.json")
@@ -55,6 +58,8 @@ def test_an_item_says_what_the_image_is(described, tmp_path):
     assert item.properties["processing:software"] == {"c_diffset": __version__}
     assert item.properties["c_diffset:steps"] == 4 and item.properties["c_diffset:range"] == [-25.0, 5.0]
     assert item.properties["sar:polarizations"] == ["VV", "VH"]
+    assert item.properties["c_diffset:eo_transform"] == REFLECTANCE
+    assert "black stands for 0 and white for 3000 in reflectance" in item.properties["description"]
     for when in (item.common_metadata.created, pystac.utils.str_to_datetime(item.properties["processing:datetime"])):
         assert before - timedelta(seconds=1) <= when <= before + timedelta(minutes=5)
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from c_diffset.data.pairs import load_pairs, read_pair
 from c_diffset.loading import load_pipeline
+from c_diffset.pipelines.pipeline_cdiffset import EO_DISPLAY
 from c_diffset.synthetic.generate import write_pairs
 from c_diffset.training.config import DataConfig, DecoderConfig, OptimizerConfig, ValidationConfig
 from c_diffset.training.decoder import DecoderTask, EOCrops, finetune_decoder
@@ -147,7 +148,7 @@ def test_a_sample_is_a_window_of_the_eo_image(files, tmp_path):
     rows = load_pairs(files / "pairs", "train")
     eo = read_pair(rows[1]).eo
     windows = {eo[top : top + 32, left : left + 32].tobytes() for top in range(9) for left in range(9)}
-    crops, turned = (EOCrops(rows, 32, augment=augment) for augment in (False, True))
+    crops, turned = (EOCrops(rows, EO_DISPLAY, 32, augment=augment) for augment in (False, True))
     for number in range(4):
         levels = ((crops[1, number]["eo"] + 1) * 127.5).round().byte().permute(1, 2, 0).contiguous()
         assert levels.numpy().tobytes() in windows
@@ -157,7 +158,7 @@ def test_a_sample_is_a_window_of_the_eo_image(files, tmp_path):
         assert any(torch.equal(turned[1, number]["eo"], image) for image in symmetries)
     assert not torch.equal(crops[1, 0]["eo"], crops[1, 1]["eo"])
     with pytest.raises(ValueError, match="train-0001 is 40 x 40, smaller than crop_size 48"):
-        EOCrops(rows, 48)[1, 0]
+        EOCrops(rows, EO_DISPLAY, 48)[1, 0]
 
 
 def test_the_mask_follows_its_image(files, tmp_path):
@@ -169,7 +170,7 @@ def test_the_mask_follows_its_image(files, tmp_path):
         PIL.Image.fromarray(np.uint8(red > np.median(red))).save(folder / f"{line['id']}_mask.png")
         line |= {"mask_file_name": f"{line['id']}_mask.png", "threshold": float(np.median(red))}
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    crops = EOCrops(load_pairs(tmp_path / "pairs", "train"), 24)
+    crops = EOCrops(load_pairs(tmp_path / "pairs", "train"), EO_DISPLAY, 24)
     for number in range(6):
         sample = crops[0, number]
         bright = (sample["eo"][:1] + 1) * 127.5 > lines[0]["threshold"] + 0.5
