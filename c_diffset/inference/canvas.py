@@ -7,7 +7,7 @@ step, so that tiles agree at every noise level (joint diffusion over windows: Mu
 
 import copy
 import mmap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from c_diffset.data.batches import batches_of_one_size
+from c_diffset.inference.progress import Passes, Tell, tell_nobody
 from c_diffset.inference.source import ArraySource, Source, fill_invalid
 from c_diffset.inference.team import Team
 from c_diffset.inference.tiles import Box, Tiling, blocks_of
@@ -84,10 +85,9 @@ def tile_sides(pipe: CDiffSETPipeline, tile_size: int | None = None, overlap: in
     Raises:
         ValueError: they do not fit the model or each other.
     """
-    multiple, trained = pipe.size_multiple, pipe.unet.config.sample_size
+    multiple = pipe.size_multiple
     if tile_size is None:
-        pixels = trained * pipe.vae_scale_factor if isinstance(trained, int) else 512
-        tile_size = max(2, pixels // multiple) * multiple
+        tile_size = max(2, (pipe.trained_size or 512) // multiple) * multiple
     if overlap is None:
         overlap = max(1, min(64, tile_size // 4) // multiple) * multiple
     for name, value in (("tile_size", tile_size), ("overlap", overlap)):
@@ -130,12 +130,13 @@ class Work:
     Attributes:
         team: the processes that share the scene.
         folder: where arrays go that outgrow the memory limit or that other processes need; None keeps all in memory.
-        progress: called with the number of tile passes done.
+        progress: told of the stages and of the passes of tiles: encoding, every step, decoding. Tiles without data are
+            no work, once they are known.
     """
 
     team: Team = field(default_factory=Team)
     folder: Path | None = None
-    progress: Callable[[int], None] = lambda passes: None
+    progress: Tell = tell_nobody
 
 
 class SceneCanvas:
@@ -156,7 +157,8 @@ class SceneCanvas:
         check_scene_model(pipe, sampling)
         self.source, self.pipe, self.tiling = source, pipe, tiling
         self.steps, self.seed, self.batch_size = sampling.steps, sampling.seed, sampling.batch_size
-        self.team, self.progress, folder = work.team, work.progress, work.folder
+        self.team, folder = work.team, work.folder
+        self.progress = Passes(work.progress, len(tiling.boxes) * (self.steps + 2), work.team.size)
         self.factor, self.knots = pipe.vae_scale_factor, pipe.calibration_knots(self.steps)
         self.pixels = tiling.scaled(self.factor)  # the same tiles in image pixels
         # the scene's first pixel on the canvas
@@ -181,20 +183,22 @@ class SceneCanvas:
 
         Tiles without a valid pixel are left out from here on.
         """
+        self.progress.stage("encoding", len(self.tiling.boxes))
         active, behind = [], None  # the tile before this one, which a GPU still works on while this one is read
         with self.team.phase():
             for tile in [*self.team.mine(list(range(len(self.tiling.boxes)))), None]:
                 sar = None if tile is None else self._read_tile(tile)
                 if behind is not None:
                     self.stores["sar"][behind[0]] = behind[1][0].float().cpu().numpy()
-                    self.progress(1)
+                    self.progress.add(1)
                     behind = None
                 if sar is not None:
                     behind = tile, self.pipe.encode(torch.from_numpy(sar)[None].to(self.pipe.unet.device))
                     active.append(tile)
                 elif tile is not None:
-                    self.progress(self.steps + 2)
+                    self.progress.add(1)
         self.active = dict.fromkeys(sorted(self.team.gather(active)))
+        self.progress.total = len(self.tiling.boxes) + len(self.active) * (self.steps + 1)
 
     def denoise(self) -> None:
         """Every step over all tiles, blended on the canvas before the scheduler's step."""
@@ -209,16 +213,18 @@ class SceneCanvas:
                 canvas[block] = (noise * pipe.scheduler.init_noise_sigma).numpy()
         confidence_step = (timesteps - pipe.config.confidence_timestep).abs().argmin().item()
         for i, t in enumerate(timesteps):
+            self.progress.stage(f"denoising, step {i + 1} of {len(timesteps)}", len(self.active))
             with self.team.phase():
                 for chunk in self._mine(self.active):
                     self._predict(chunk, t, i == confidence_step)
-                    self.progress(len(chunk))
+                    self.progress.add(len(chunk))
             with self.team.phase():
                 for block in self.team.mine(blocks):
                     self._step(block, i, t)
 
     def decode(self) -> None:
         """Latents of the tiles to 8-bit images, one by one."""
+        self.progress.stage("decoding", len(self.active))
         with self.team.phase():
             for tile in self.team.mine(list(self.active)):
                 latents = torch.from_numpy(self._latents(tile))[None]
@@ -226,10 +232,11 @@ class SceneCanvas:
                 if not image.sum().isfinite():
                     raise ValueError("the model's image holds NaN or infinite values: try dtype float32")
                 self.stores["decoded"][tile] = image.round_().byte().cpu().numpy()
-                self.progress(1)
+                self.progress.add(1)
 
     def windows(self) -> Iterator[SceneWindow]:
         """The scene, window by window, row by row."""
+        self.progress.stage("writing")
         height, width = self.source.size
         for row, column in blocks_of(Box(0, 0, height, width), WINDOW):
             top, left = row * WINDOW, column * WINDOW

@@ -12,12 +12,13 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from c_diffset.data.batches import batches_of_one_size
+from c_diffset.inference.images import translate_batch, translate_large
 from c_diffset.inference.inputs import Outputs, is_scene
+from c_diffset.inference.progress import InputBar
 from c_diffset.inference.raster import check_size
 from c_diffset.inference.record import Manifest, conflict, settings_in
 from c_diffset.inference.scene import Translator, run_scene, size_of
 from c_diffset.inference.team import Team, describe
-from c_diffset.inference.whole_images import translate_batch
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Job:
     result: Translation = field(default_factory=Translation)
 
     def run(self) -> Translation:
-        """Images first, then the scenes that all processes share, then those that each does alone."""
+        """Small images first, then what goes by tiles: what all processes share, and what each does alone."""
         with self.team.phase():  # nobody writes before all have seen what is there
             todo = dict(self.plan)
             if not self.overwrite:
@@ -49,12 +50,13 @@ class Job:
             finished = [source for source in self.plan if source not in todo]
             sizes = {source: size_of(source) for source in self.plan if source in todo or not is_scene(source)}
             self.pixels = {source: height * width for source, (height, width) in sizes.items()}
+            tile = self.translator.settings["tile_size"]
+            self.tiled = {source for source in self.plan if is_scene(source) or max(sizes[source]) > tile}
             self._refuse(todo, sizes)
             self.lines = Manifest(self.manifest)
-        scenes = {source: self.pixels[source] for source in todo if is_scene(source)}
-        shared, own = share(scenes, self.team)
+        shared, own = share({source: self.pixels[source] for source in todo if source in self.tiled}, self.team)
         # the same batches whatever is finished, and whoever takes them: their size decides how sums are rounded
-        images = sorted((source for source in self.plan if not is_scene(source)), key=sizes.__getitem__)
+        images = sorted((source for source in self.plan if source not in self.tiled), key=sizes.__getitem__)
         batches = batches_of_one_size(images, sizes.__getitem__, self.translator.options.batch_size)
         batches = self.team.mine([batch for batch in batches if todo.keys() & set(batch)])
         mine = [source for batch in batches for source in batch if source in todo]
@@ -65,9 +67,9 @@ class Job:
             for batch in batches:
                 self._images(batch, {source: todo[source] for source in batch if source in todo}, bar)
             for source in shared:
-                self._scene(source, self.team, bar)
+                self._by_tiles(source, self.team, bar)
             for source in own:
-                self._scene(source, Team(), bar)
+                self._by_tiles(source, Team(), bar)
         return self._report(finished)
 
     def _refuse(self, todo: dict[Path, Outputs], sizes: dict[Path, tuple[int, int]]) -> None:
@@ -85,15 +87,17 @@ class Job:
         """Say, before it begins, how much work there is."""
         if todo and self.team.rank == 0:
             settings, total = self.translator.settings, sum(self.pixels[source] for source in todo)
-            tiles = sum(self.pixels[source] for source in todo if is_scene(source))
+            tiles = sum(self.pixels[source] for source in todo if source in self.tiled)
             tiles = math.ceil(tiles / (settings["tile_size"] - settings["overlap"]) ** 2)
-            scenes = f", about {tiles} tiles of scenes" if tiles else ""
+            scenes = f", about {tiles} tiles" if tiles else ""
             inputs = f"{len(todo)} input{'s' * (len(todo) > 1)} of {total / 1e6:.1f} megapixels"
             steps = f"{self.translator.steps} step{'s' * (self.translator.steps > 1)} each"
             print(f"{inputs}{scenes}, {steps}", file=sys.stderr, flush=True)
 
     def _settings(self, source: Path) -> dict:
-        return self.translator.settings if is_scene(source) else self.translator.image_settings
+        if is_scene(source):
+            return self.translator.settings
+        return self.translator.tiled_image_settings if source in self.tiled else self.translator.image_settings
 
     @contextmanager
     def _failing(self, sources: Iterable[Path], team: Team) -> Iterator[None]:
@@ -107,26 +111,23 @@ class Job:
                 self.result.failed |= dict.fromkeys(sources, describe(error))
 
     def _images(self, batch: list[Path], todo: dict[Path, Outputs], bar: tqdm) -> None:
-        start = time.monotonic()
+        start, fail = time.monotonic(), self.result.failed.__setitem__
+        name = next(iter(todo)).name + (f" and {len(todo) - 1} more" if len(todo) > 1 else "")
+        own = InputBar(bar, name, sum(self.pixels[source] for source in todo))
         with self._failing(todo, Team()):
-            for source in translate_batch(batch, todo, self.translator, self.result.failed.__setitem__):
+            for source in translate_batch(batch, todo, self.translator, fail, own):
                 with self._failing([source], Team()):
                     self._finish(source, (time.monotonic() - start) / len(batch))
-        bar.update(sum(self.pixels[source] for source in todo))
+        own.close()
 
-    def _scene(self, source: Path, team: Team, bar: tqdm) -> None:
-        start, done, size = time.monotonic(), 0.0, self.pixels[source]
-
-        def progress(pixels: float) -> None:
-            nonlocal done  # warped scenes have other sizes, and processes other shares: no more than was announced
-            before, done = done, min(size, done + pixels * team.size)
-            bar.update(int(done) - int(before))
-
+    def _by_tiles(self, source: Path, team: Team, bar: tqdm) -> None:
+        start, own = time.monotonic(), InputBar(bar, source.name, self.pixels[source])
+        run = run_scene if is_scene(source) else translate_large
         with self._failing([source], team):
-            run_scene(source, self.translator, self.plan[source], team, progress)
+            run(source, self.translator, self.plan[source], team, own)
             if team.rank == 0:
                 self._finish(source, time.monotonic() - start)
-        bar.update(size - int(done))
+        own.close()
 
     def _finish(self, source: Path, seconds: float) -> None:
         """Note a finished input in the manifest."""

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -19,8 +19,10 @@ from c_diffset.inference.canvas import Sampling, SceneCanvas, Work, scene_tiling
 from c_diffset.inference.cog import BLOCK, CogWriter
 from c_diffset.inference.inputs import Outputs, is_raster, plan_outputs
 from c_diffset.inference.options import ReadOptions, SceneOptions
+from c_diffset.inference.progress import Tell, tell_nobody
 from c_diffset.inference.raster import SarRaster, check_size
 from c_diffset.inference.record import TAG
+from c_diffset.inference.source import Source
 from c_diffset.inference.stac import describe_place, write_item
 from c_diffset.inference.team import Team
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
@@ -69,10 +71,20 @@ class Translator:
         }
 
     @cached_property
+    def tiled_image_settings(self) -> dict:
+        """What decides an image that is larger than a tile."""
+        of_scenes = {field.name for field in fields(ReadOptions)}
+        return {name: value for name, value in self.settings.items() if name not in of_scenes}
+
+    @cached_property
     def image_settings(self) -> dict:
         """What decides an image that is translated as a whole."""
-        of_scenes = {"tile_size", "overlap", *(field.name for field in fields(ReadOptions))}
-        return {name: value for name, value in self.settings.items() if name not in of_scenes}
+        return {k: value for k, value in self.tiled_image_settings.items() if k not in ("tile_size", "overlap")}
+
+    def canvas(self, source: Source, work: Work, seed: int) -> SceneCanvas:
+        """The canvas that a scene or an image is translated on; all is ready, and nothing done."""
+        tiling = scene_tiling(self.pipe, source, self.settings["tile_size"], self.settings["overlap"])
+        return SceneCanvas(source, self.pipe, tiling, Sampling(self.steps, seed, self.options.batch_size), work)
 
 
 def translate_scene(
@@ -106,19 +118,18 @@ def translate_scene(
     output.mkdir(parents=True, exist_ok=True)
     outputs = plan_outputs([path], output, confidence, stac)[path]
     model = model or {"model": str(pipe.config.get("_name_or_path", ""))}
-    run_scene(path, Translator(pipe, options or SceneOptions(), model), outputs, Team(), lambda pixels: None)
+    run_scene(path, Translator(pipe, options or SceneOptions(), model), outputs, Team(), tell_nobody)
     return outputs
 
 
-def run_scene(
-    path: Path, translator: Translator, outputs: Outputs, team: Team, progress: Callable[[float], None]
-) -> None:
-    """`translate_scene` by the processes of a team; `progress` is told of the pixels done by this one."""
+def run_scene(path: Path, translator: Translator, outputs: Outputs, team: Team, progress: Tell) -> None:
+    """`translate_scene` by the processes of a team; `progress` is told of the stages and the work done."""
     pipe, options = translator.pipe, translator.options
     if outputs.confidence is not None and not pipe.predicts_variance:
         raise ValueError("this model predicts no confidence: its UNet has no variance channel")
     check_size(path, *size_of(path), options.max_pixels)
     folder = outputs.eo.parent / f".{outputs.eo.name}.work"
+    progress("reading", 0, 1)
     with ExitStack() as mine:
         with team.phase():
             if team.rank == 0:
@@ -128,11 +139,7 @@ def run_scene(
             raster = open_scene(path, pipe, options, folder)
             if outputs.item is not None:
                 describe_place(path, raster.raster)
-            tiling = scene_tiling(pipe, raster, *tile_sides(pipe, options.tile_size, options.overlap))
-            passes = len(tiling.boxes) * (translator.steps + 2)
-            pixels = raster.size[0] * raster.size[1] / passes  # pixels that one pass of a tile stands for
-            sampling = Sampling(translator.steps, options.seed, options.batch_size)
-            canvas = SceneCanvas(raster, pipe, tiling, sampling, Work(team, folder, lambda n: progress(n * pixels)))
+            canvas = translator.canvas(raster, Work(team, folder, progress), options.seed)
         canvas.run()
         with team.phase():
             if team.rank == 0:

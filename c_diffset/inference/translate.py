@@ -48,7 +48,7 @@ def translate(
         model: Folder or Hub id of the model.
         output: Folder that the EO images are written to.
         num_inference_steps: Number of inference steps. The model's own number when not given.
-        batch_size: Number of images of one size, or of tiles of a scene, that the model sees together.
+        batch_size: Number of images of one size, or of tiles, that the model sees together.
         seed: Random seed of the sampling noise. The noise of an image depends on this and on its name, the noise of a
             scene on this and on the position on the ground.
         confidence: Also write NAME_confidence: for scenes .tif, float32 in (0, 1]; for images .png, 65535 being 1.
@@ -62,7 +62,8 @@ def translate(
         despeckle: Filter the speckle of a scene (refined Lee) before the model sees it.
         crs: Coordinate system that scenes are warped to first, such as EPSG:32631.
         resolution: Pixel size after warping, in units of the coordinate system.
-        tile_size: Side of a scene's tiles in pixels. What the model was trained at, or 512, when not given.
+        tile_size: Side of the tiles of scenes, and of images that are larger, in pixels. What the model was trained at,
+            or 512, when not given.
         overlap: Number of pixels that neighbouring tiles share at least. 64, or less in small tiles, when not given.
         max_pixels: Number of pixels above which a scene is refused, so that the others do not wait for it.
         stac: Also write NAME.json, a STAC item, for every scene.

@@ -1,5 +1,6 @@
 """Translate pairs and measure every image, beside floors and a ceiling: what validation and the report are made of."""
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -72,6 +73,7 @@ def evaluate_pairs(
         if min(batch[0].eo.shape[:2]) < least:
             height, width = batch[0].eo.shape[:2]
             raise ValueError(f"pair {batch[0].id} is {height} x {width}: the metrics need at least {least} x {least}")
+        _warn_of_size(pipe, *batch[0].eo.shape[:2])
         tensors = [pair_to_tensors(pair, pipe.config.sar_transform, pipe.config.eo_transform) for pair in batch]
         generators = [noise_generator(seed, number + i) for i in range(len(batch))]
         options = {"num_inference_steps": num_inference_steps, "generator": generators, "output_type": "pt"}
@@ -96,6 +98,17 @@ def evaluate_pairs(
             own["discrepancy"] = None if known is None else torch.from_numpy(known)
             yield PairResult(batch[i].id, metrics, sar[i], generated[i], eo[i], **own)
         number += len(batch)
+
+
+def _warn_of_size(pipe: CDiffSETPipeline, height: int, width: int) -> None:
+    """Images are measured whole; say so where that takes far more time and memory than what the model was made for."""
+    trained = pipe.trained_size
+    if trained is not None and max(height, width) > 2 * trained:
+        warnings.warn(
+            f"images of {height} x {width} pixels go whole through a model that was trained at {trained}: time and "
+            f"memory of its attention grow with the fourth power of the side; crop_size {trained} measures crops",
+            stacklevel=3,
+        )
 
 
 def _grey(sar: Tensor) -> Tensor:

@@ -442,6 +442,12 @@ class CDiffSETPipeline(DiffusionPipeline):
         return self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     @property
+    def trained_size(self) -> int | None:
+        """Side in pixels of the images that the model was trained on; None where the UNet does not say."""
+        latent = self.unet.config.sample_size
+        return latent * self.vae_scale_factor if isinstance(latent, int) else None
+
+    @property
     def eo_channels(self) -> int:
         """Channels of the noisy EO image that the UNet sees: the latent's, or 3."""
         return 3 if self.vae is None else self.vae.config.latent_channels
@@ -584,6 +590,8 @@ class CDiffSETPipeline(DiffusionPipeline):
 
         Args:
             sar: PIL image, array or tensor, or a list; display values or backscatter as `config.sar_transform` says.
+                The model takes it whole, and attention grows with the fourth power of the side: what is much larger
+                than `trained_size` is a case for `c_diffset.translate_windows`, which goes by tiles.
             num_inference_steps: `config.default_num_inference_steps` when None.
             generator: for reproducible noise; one for the batch, or a list with one for each image.
             latents: the starting noise, B x C x h x w of the padded size, instead of drawing it.

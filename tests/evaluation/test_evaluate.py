@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import warnings
 from pathlib import Path
 
 import lpips
@@ -196,6 +197,17 @@ def test_the_report_says_what_was_not_looked_at(pipe, data):
     assert (report.n, report.pairs) == (3, "3 of 4")
     assert report.fraction_of_pixels == pytest.approx(48**2 / 64**2, abs=1e-4)
     assert [entry.metric for entry in report.left_out] == ["lpips", "fid", "kid"]
+
+
+def test_images_far_larger_than_what_the_model_was_made_for_are_named(pipe, pairs):
+    pipe, side = copy.deepcopy(pipe), max(pairs[0].eo.shape[:2])
+    pipe.unet.register_to_config(sample_size=side // 4 // pipe.vae_scale_factor)
+    with pytest.warns(UserWarning, match=f"images of {side} x {side} pixels .* crop_size {side // 4} measures crops"):
+        next(evaluate_pairs(pipe, pairs[:1], 1))
+    pipe.unet.register_to_config(sample_size=side // 2 // pipe.vae_scale_factor)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        next(evaluate_pairs(pipe, pairs[:1], 1))
 
 
 def test_one_image_has_no_distribution(pipe, data, tmp_path):

@@ -189,11 +189,21 @@ def test_tiles_without_a_valid_pixel_are_not_translated(make_pipe, monkeypatch):
     valid = np.zeros(image.shape, bool)
     valid[190:] = True
     source = ArraySource(image, pipe.config.sar_transform, valid)
-    tiling, seen = scene_tiling(pipe, source, 32, 8), []
-    run = SceneCanvas(source, pipe, tiling, Sampling(2, batch_size=2), Work(progress=seen.append))
+    tiling, told = scene_tiling(pipe, source, 32, 8), []
+    run = SceneCanvas(source, pipe, tiling, Sampling(2, batch_size=2), Work(progress=lambda *now: told.append(now)))
     run.run()
-    assert 0 < len(run.active) < len(tiling.boxes) / 3
-    assert sum(seen) == len(tiling.boxes) * 4  # progress counts what was skipped
+    list(run.windows())
+    tiles, active = len(tiling.boxes), len(run.active)
+    assert 0 < active < tiles / 3
+    stages = list(dict.fromkeys(stage for stage, _, _ in told))
+    assert stages == ["encoding", "denoising, step 1 of 2", "denoising, step 2 of 2", "decoding", "writing"]
+    # tiles without data are read, and are no work afterwards
+    work = (tiles + 3 * active) / (4 * tiles)
+    assert {left for stage, _, left in told if stage != "encoding"} == {work} and told[-1][1] == work
+    shares = [done for _, done, _ in told]
+    assert shares == sorted(shares) and shares[0] == 0
+    begin = {stage: min(done for name, done, _ in told if name == stage) for stage in stages}
+    assert [round(begin[stage] * 4 * tiles) for stage in stages] == [0, *(tiles + i * active for i in range(4))]
 
 
 def test_blending_takes_the_seams_away():

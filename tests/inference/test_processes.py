@@ -44,6 +44,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_two_processes_write_what_one_writes(scenes, tmp_path):
     two = [ACCELERATE, "launch", "--multi_gpu", "--num_processes", "2"]
+    write_png(scenes / "wide.png", display(70, 150))  # larger than a tile
     for number in range(5):  # one batch of four, and one
         write_png(scenes / f"image{number}.png", display(40 + 8 * (number == 1), 40))
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}  # how two processes start without a GPU
@@ -51,14 +52,14 @@ def test_two_processes_write_what_one_writes(scenes, tmp_path):
     for launch in ([sys.executable], two):
         out = tmp_path / f"out{len(outputs)}"
         done = subprocess.run(command(launch, scenes, out), capture_output=True, text=True, env=environment)
-        assert done.returncode == 1 and "9 written, 0 there already, 1 failed" in done.stdout, done.stderr
+        assert done.returncode == 1 and "10 written, 0 there already, 1 failed" in done.stdout, done.stderr
         assert "broken.tif" in done.stderr
         lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
         finished = sorted(Path(line["input"]).stem for line in lines)
-        assert finished == [*(f"image{n}" for n in range(5)), "large", "small0", "small1", "small2"]
+        assert finished == [*(f"image{n}" for n in range(5)), "large", "small0", "small1", "small2", "wide"]
         assert not [path for path in out.iterdir() if path.name.startswith(".")]
         outputs.append(contents(out))
-    assert len(outputs[0]) == 18
+    assert len(outputs[0]) == 20
     assert outputs[0] == outputs[1]
 
 

@@ -4,12 +4,17 @@ import numpy as np
 import PIL.Image
 import pytest
 import rasterio
-from diffusers import AutoencoderTiny
+import torch
+from diffusers import AutoencoderTiny, UNet2DModel
 from rasterio.transform import from_origin
 
 from c_diffset.cli import main
+from c_diffset.inference.canvas import translate_windows
+from c_diffset.inference.images import image_noise
 from c_diffset.inference.inputs import find_inputs
+from c_diffset.inference.record import settings_in
 from c_diffset.inference.translate import translate
+from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from tests.conftest import tiny_taesd
 
 
@@ -58,6 +63,49 @@ def test_neither_batch_nor_company_changes_an_image(model, images, tmp_path):
     translate([str(images / "b.png")], model, str(tmp_path / "one"), batch_size=1)
     together, alone = (np.asarray(PIL.Image.open(tmp_path / name / "b.png")).astype(int) for name in ("all", "one"))
     assert abs(together - alone).max() <= 1
+
+
+@pytest.fixture
+def seen():
+    """The height and width of everything that a UNet is shown."""
+    sides = []
+
+    def note(module, arguments) -> None:
+        if isinstance(module, UNet2DModel):
+            sides.append(tuple(arguments[0].shape[-2:]))
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
+    yield sides
+    hook.remove()
+
+
+def test_images_larger_than_a_tile_go_through_the_canvas(model, images, tmp_path, seen, capsys):
+    pixels = np.random.default_rng(1).integers(1, 255, (50, 76), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save(images / "wide.png")
+    options = ["--model", model, "--tile_size", "32", "--overlap", "8", "--seed", "3", "--confidence"]
+    assert main(["translate", str(images), "--output", str(tmp_path / "all"), *options]) == 0
+    assert max(max(sides) for sides in seen) == 32 and {(16, 16), (32, 32)} <= set(seen)
+    assert main(["translate", str(images / "wide.png"), "--output", str(tmp_path / "one"), *options]) == 0
+    for name in ("wide.png", "wide_confidence.png"):
+        assert (tmp_path / "all" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    settings = {name: settings_in(tmp_path / "all" / name) or {} for name in ("wide.png", "a.png")}
+    assert settings["wide.png"]["tile_size"] == 32 and settings["wide.png"]["overlap"] == 8
+    assert "tile_size" not in settings["a.png"] and "units" not in settings["wide.png"]
+
+    made = np.asarray(PIL.Image.open(tmp_path / "one" / "wide.png"))
+    trust = np.asarray(PIL.Image.open(tmp_path / "one" / "wide_confidence.png"))
+    seed = image_noise(3, images / "wide.png").initial_seed()
+    for window in translate_windows(
+        pixels, CDiffSETPipeline.from_pretrained(model), tile_size=32, overlap=8, seed=seed
+    ):
+        place = window.box.slices()[1:]
+        assert (made[place] == window.eo).all() and np.allclose(trust[place] / 65535, window.confidence, atol=1e-5)
+
+    capsys.readouterr()
+    other = ["--model", model, "--tile_size", "48", "--overlap", "8", "--seed", "3"]
+    assert main(["translate", str(images), "--output", str(tmp_path / "all"), *other]) == 0
+    kept = [line for line in capsys.readouterr().err.splitlines() if line.startswith("kept:")]
+    assert len(kept) == 2 and all("(tile_size)" in line for line in kept)  # the large image and the scene
 
 
 def test_unreadable_files_do_not_stop_the_others(model, images, tmp_path, capsys):
