@@ -1,12 +1,10 @@
 """The command `c-diffset`: every option is a parameter of the Python function that the command calls."""
 
-import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from inspect import signature
 
-from jsonargparse import ArgumentParser
+from c_diffset.arguments import ArgumentParser, quieten
 
 # command: (module:function, what it does)
 COMMANDS = {
@@ -20,6 +18,7 @@ COMMANDS = {
     "publish": ("c_diffset.hub.publish:publish", "publish a model on the Hugging Face Hub"),
     "evaluate": ("c_diffset.evaluation.evaluate:evaluate", "measure a model on a split: metrics, floors, pictures"),
     "compare": ("c_diffset.evaluation.compare:write_report", "put earlier evaluations side by side on one page"),
+    "env": ("c_diffset.environment:env", "show versions and machine, to paste into a bug report"),
 }
 CONFIGURED = ("finetune", "distill", "finetune_decoder")  # commands that read --config FILE.yaml
 # arguments whose form on the command line does not follow from the function's signature
@@ -82,16 +81,6 @@ def command_parser(name: str) -> tuple[ArgumentParser, Callable]:
     return parser, function
 
 
-def _spell_out_flags(args: list[str], function) -> list[str]:
-    """`--dry_run` for `--dry-run`, and `--confidence` for `--confidence true`, as for all that is False by default."""
-    args = [re.sub(r"^--[\w-]+", lambda name: "--" + name[0][2:].replace("-", "_"), arg) for arg in args]
-    flags = {f"--{name}" for name, parameter in signature(function).parameters.items() if parameter.default is False}
-    spelt = []
-    for arg, following in zip(args, [*args, ""][1:], strict=True):
-        spelt += [arg, "true"] if arg in flags and following not in ("true", "false") else [arg]
-    return spelt
-
-
 def main(args: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 where some input failed, 2 for wrong usage."""
     args = sys.argv[1:] if args is None else args
@@ -104,12 +93,13 @@ def main(args: list[str] | None = None) -> int:
     if args[0] not in COMMANDS:
         print(f"c-diffset: unknown command {args[0]!r}: expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    quieten()
     try:
         if args[0] in CONFIGURED:
             result = import_module("c_diffset.commands").train_as_told(args[0], args[1:])
         else:
             parser, function = command_parser(args[0])
-            result = function(**vars(parser.parse_args(_spell_out_flags(args[1:], function))))
+            result = function(**vars(parser.parse_args(args[1:])))
     except (ValueError, OSError) as error:
         print(f"c-diffset {args[0]}: {' '.join(str(error).split())}", file=sys.stderr)  # libraries write several lines
         return 2

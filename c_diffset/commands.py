@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from c_diffset.arguments import quieten
 from c_diffset.training.config import DecoderConfig, DistillConfig, FinetuneConfig, RunConfig, parse_config
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def train_as_told(command: str, args: list[str] | None = None) -> None:
 
 def run_tool(command: str) -> None:
     """`train_as_told` for the scripts of `accelerate launch`: an error is one line, and exit status 2."""
+    quieten()
     try:
         train_as_told(command)
     except (ValueError, OSError, ImportError) as error:

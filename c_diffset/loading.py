@@ -1,12 +1,15 @@
 """A pipeline ready for work: on its device, in its precision, quiet, and with another autoencoder where asked for."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.utils import logging
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
@@ -46,7 +49,8 @@ def load_pipeline(
         OSError: files are missing or damaged, or the model's weights are pickled.
     """
     where = choose_device(device)
-    pipe = CDiffSETPipeline.from_pretrained(model, revision=revision)
+    with no_loading_bar():
+        pipe = CDiffSETPipeline.from_pretrained(model, revision=revision)
     if vae is not None:
         replace_autoencoder(pipe, vae)
     if where.type == "mps":  # its convolutions are only tried in the plain order of memory
@@ -62,6 +66,18 @@ def load_pipeline(
     if pipe.device.type == "cpu":
         use_whole_cpu()
     return pipe
+
+
+@contextmanager
+def no_loading_bar() -> Iterator[None]:
+    """Without the bar that diffusers shows while it loads the three parts of a pipeline."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def choose_device(name: str | None = None) -> torch.device:

@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from c_diffset import __version__
 from c_diffset.cli import COMMANDS, CONFIGURED, command_parser, main
 from c_diffset.commands import TRAINING
 from c_diffset.synthetic.generate import write_pairs
-from c_diffset.training.config import config_parser
+from c_diffset.training.config import config_parser, parse_config
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,11 +24,24 @@ def run(*args, **options) -> subprocess.CompletedProcess:
     return subprocess.run([str(arg) for arg in args], cwd=ROOT, capture_output=True, text=True, **options)
 
 
-def test_help_names_every_command_without_loading_torch():
-    code = "import sys; from c_diffset.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+HEAVY = {"torch", "diffusers", "transformers", "accelerate", "datasets", "rasterio", "scipy", "sklearn"}
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=str)
+def test_help_needs_none_of_the_libraries_that_take_seconds_to_import(command):
+    code = f"""
+import sys
+from c_diffset.cli import main
+try:
+    main({[*command, "--help"]})
+except SystemExit as stop:
+    assert stop.code == 0
+print("imported:", *sorted({HEAVY} & set(sys.modules)))
+"""
     shown = run(sys.executable, "-c", code)
     assert shown.returncode == 0, shown.stderr
-    assert all(name in shown.stdout for name in COMMANDS)
+    assert "imported:\n" in shown.stdout and "--help" in shown.stdout
+    assert command or all(name in shown.stdout for name in COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -66,6 +81,42 @@ def test_wrong_usage_is_named(capsys):
     with pytest.raises(SystemExit):
         main(["publish"])
     assert "folder" in capsys.readouterr().err
+
+
+def test_options_are_given_by_their_whole_names(capsys):
+    for args in (["translate", "x.png", "--model", "m", "--output", "o", "--confid"], ["demo", "--max_step", "3"]):
+        with pytest.raises(SystemExit) as stop:
+            main(args)
+        assert stop.value.code == 2 and args[-1].split()[0].strip("3") in capsys.readouterr().err
+    assert main(["finetune", "--output_dir", "o", "--data.source", "d", "--max_step", "3"]) == 2
+    assert "--max_step" in capsys.readouterr().err
+
+
+def test_flags_need_no_value_anywhere(capsys, tmp_path):
+    parser, _ = command_parser("translate")
+    given = parser.parse_args(
+        ["--stac", "x.png", "--model", "m", "--output", "o", "--overwrite", "false", "--confidence"]
+    )
+    assert (given.stac, given.overwrite, given.confidence, given.inputs) == (True, False, True, ["x.png"])
+    args = ["--config", "sd21", "--output-dir", "o", "--data.source", "d", "--compile", "--resume", "false"]
+    config = parse_config(*TRAINING["finetune"][:2], args)
+    assert (config.compile, config.resume, config.output_dir) == (True, False, "o")
+    tool = "def tool(quick: bool = False):\n    'Say it.'\n    print(quick)\n"
+    code = f"from c_diffset.arguments import run\n{tool}run(tool)"
+    assert run(sys.executable, "-c", code, "--quick").stdout == "True\n"
+
+
+def test_a_warning_is_one_line_without_code(tmp_path):
+    code = "from c_diffset.arguments import quieten; quieten(); import warnings; warnings.warn('two\\nlines')"
+    assert run(sys.executable, "-c", code).stderr == "warning: two lines\n"
+
+
+def test_env_says_what_a_bug_report_needs(capsys):
+    assert main(["env"]) == 0
+    shown = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert shown["c_diffset"] == __version__ and shown["torch"] == torch.__version__.split("+")[0]
+    assert {"Python", "system", "CPU", "memory", "device", "diffusers", "rasterio"} <= shown.keys()
+    assert "pytest" not in shown
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from c_diffset.cli import COMMANDS, CONFIGURED, _spell_out_flags, command_parser
+from c_diffset.cli import COMMANDS, CONFIGURED, command_parser
 from c_diffset.commands import TRAINING
 from c_diffset.training.config import config_parser
 
@@ -79,8 +79,7 @@ def all_options() -> set[str]:
 
 def parse(command: str, args: list[str]) -> None:
     """Parse a whole command line as the program does."""
-    parser, function = parser_of(command)
-    parser.parse_args(args if function is None else _spell_out_flags(args, function))
+    parser_of(command)[0].parse_args(args)
 
 
 COMMAND_LINES = [

@@ -1,4 +1,4 @@
-"""Speed of training and sampling against their floors: python tools/benchmark.py [--quick true] [--json_file FILE]
+"""Speed of training and sampling against their floors: python tools/benchmark.py [--quick] [--json_file FILE]
 
 Ratios are taken within one run: the two sides alternate, and the median of their times counts, so that a machine whose
 speed drifts does not change them. All is measured in the precision that the machine is fast in. Everything runs on
@@ -16,11 +16,11 @@ import torch
 from accelerate.utils import set_seed
 from benchmark_scenes import scene_parts
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-from jsonargparse import auto_cli
 from timing import alternate, fast_precision, seconds, table, turns
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from c_diffset.arguments import run
 from c_diffset.models.critics import encoder_half
 from c_diffset.synthetic.generate import write_pairs
 from c_diffset.training.config import (
@@ -309,4 +309,4 @@ def benchmark(quick: bool = False, json_file: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(benchmark)
+    run(benchmark)

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import rasterio
 import torch
-from jsonargparse import auto_cli
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 from timing import alternate, seconds, table
 
+from c_diffset.arguments import run
 from c_diffset.inference.canvas import Sampling, SceneCanvas, Work, scene_tiling, translate_windows
 from c_diffset.inference.options import SceneOptions
 from c_diffset.inference.raster import SarRaster
@@ -235,4 +235,4 @@ def benchmark_scenes(
 
 
 if __name__ == "__main__":
-    auto_cli(benchmark_scenes)
+    run(benchmark_scenes)

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from jsonargparse import auto_cli
 
+from c_diffset.arguments import run
 from c_diffset.evaluation.evaluate import evaluate
 from c_diffset.evaluation.reliability import paired_bootstrap
 from c_diffset.synthetic.generate import write_pairs
@@ -107,4 +107,4 @@ def note(folder: Path, line: dict) -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(discrepancy)
+    run(discrepancy)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from c_diffset.files import is_hub_id, public_name, read_json
 from c_diffset.hub.markdown import plain
+from c_diffset.loading import no_loading_bar
 from c_diffset.pipelines.pipeline_cdiffset import MODELS, SCHEDULERS, CDiffSETPipeline, count_bands
 
 INDEX, CODE = "model_index.json", "pipeline.py"
@@ -140,7 +141,8 @@ def load_checked(folder: Path) -> CDiffSETPipeline:
             not finite.
     """
     try:
-        pipe = CDiffSETPipeline.from_pretrained(folder)
+        with no_loading_bar():
+            pipe = CDiffSETPipeline.from_pretrained(folder)
         pipe.check_channels()
         steps, bands = pipe.config.default_num_inference_steps, count_bands(pipe.config.sar_transform["channels"])
     except Exception as error:  # three libraries read these files, and raise whatever their content makes them

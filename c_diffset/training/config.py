@@ -4,9 +4,10 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, get_args
 
-from jsonargparse import ArgumentError, ArgumentParser, get_loader, set_loader
+from jsonargparse import ArgumentError, get_loader, set_loader
 from yaml import YAMLError
 
+from c_diffset.arguments import ArgumentParser
 from c_diffset.files import check_yaml
 from c_diffset.training.recipes import ConfigAction, recipes
 

@@ -10,6 +10,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, LCMScheduler
 
 from c_diffset.data.eo import check_eo_values, some_pairs
+from c_diffset.loading import no_loading_bar
 from c_diffset.models.unet import add_variance_channel
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.training.config import DistillConfig
@@ -41,7 +42,8 @@ def _load(source: str, revision: str | None, role: str) -> CDiffSETPipeline:
     name = DiffusionPipeline.load_config(source, revision=revision).get("_class_name")
     if name != CDiffSETPipeline.__name__:
         raise ValueError(f"{role} {source} is a {name}: expected a CDiffSETPipeline, as fine-tuning saves it")
-    return CDiffSETPipeline.from_pretrained(source, revision=revision, text_encoder=None, tokenizer=None)
+    with no_loading_bar():
+        return CDiffSETPipeline.from_pretrained(source, revision=revision, text_encoder=None, tokenizer=None)
 
 
 def build_student(config: DistillConfig, teacher: CDiffSETPipeline) -> CDiffSETPipeline:

@@ -7,7 +7,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from c_diffset.data.eo import check_eo_values, declared_eo_transform, some_pairs
-from c_diffset.loading import load_autoencoder
+from c_diffset.loading import load_autoencoder, no_loading_bar
 from c_diffset.models.unet import add_variance_channel, small_unet, widen
 from c_diffset.objectives.denoising import add_noise, c_diff_loss, denoising_loss, min_snr_weight, prediction_target
 from c_diffset.pipelines.pipeline_cdiffset import (
@@ -34,7 +34,8 @@ def build_pipeline(config: ModelConfig) -> CDiffSETPipeline:
     index = DiffusionPipeline.load_config(config.base, revision=config.revision)
     if index.get("_class_name") == CDiffSETPipeline.__name__:
         where = dict(revision=config.revision, text_encoder=None, tokenizer=None)  # the prompt's embedding is stored
-        pipe = CDiffSETPipeline.from_pretrained(config.base, **where)
+        with no_loading_bar():
+            pipe = CDiffSETPipeline.from_pretrained(config.base, **where)
         if not pipe.predicts_variance:
             add_variance_channel(pipe.unet)
         if config.eo_transform is not None:
