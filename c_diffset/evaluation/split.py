@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from c_diffset.data.eo import check_eo_values, some_pairs
 from c_diffset.data.pairs import Pair, Pairs, read_pair
+from c_diffset.data.splits import overlapping
 from c_diffset.evaluation.report import LeftOut
 from c_diffset.measurement.measure import crop_pairs, mean_colour_of
 from c_diffset.measurement.metrics import LEAST_SIDE
@@ -85,20 +86,11 @@ def split_against_train(rows: Pairs, train_rows: Pairs | None) -> list[str]:
         own, trained = set(rows[column]), set(train_rows[column])
         facts.append(f"{len(own & trained)} of {len(own)} values of {column} occur in train too")
     if {"bounds", "crs"} <= set(rows.column_names) & set(train_rows.column_names):
-        count = _count_overlaps(rows, train_rows)
-        facts.append(f"{count} of {len(rows)} images overlap with the bounds of a train image")
+        places = (
+            place for each in (rows, train_rows) for place in (np.array(each["bounds"], float), np.array(each["crs"]))
+        )
+        facts.append(f"{overlapping(*places).sum()} of {len(rows)} images overlap with the bounds of a train image")
     return sorted(facts) or ["unknown: the metadata name neither origin nor bounds"]
-
-
-def _count_overlaps(rows: Dataset, train_rows: Dataset) -> int:
-    """How many rows share ground with a train row: `bounds` are left, bottom, right, top in `crs`."""
-    trained = np.array(train_rows["bounds"], dtype=float)
-    trained_crs = np.array(train_rows["crs"])
-    count = 0
-    for (left, bottom, right, top), crs in zip(rows["bounds"], rows["crs"], strict=True):
-        apart = (trained[:, 0] >= right) | (trained[:, 2] <= left) | (trained[:, 1] >= top) | (trained[:, 3] <= bottom)
-        count += bool((~apart & (trained_crs == crs)).any())
-    return count
 
 
 def is_remote(data: str | os.PathLike) -> bool:

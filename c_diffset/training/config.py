@@ -98,6 +98,8 @@ class DataConfig:
         source: Folder, CSV file, Parquet file, WebDataset shards or Hub id of the pairs (see `load_pairs`).
         split: Name of the split that is trained on.
         validation_split: Name of the split that is validated on; null turns validation off.
+        validation_fraction: Share of the pairs that is held out of the training and validated on, in place of a
+            `validation_split`: by region, scene or bounds where the data name them, else at random.
         crop_size: Side of the random square crops, in pixels.
         augment: Whether crops are flipped and turned at random.
         latent_cache: Folder of the latent cache; without it, every image is encoded anew.
@@ -109,6 +111,7 @@ class DataConfig:
     source: str
     split: str | None = "train"
     validation_split: str | None = "validation"
+    validation_fraction: float | None = number(None, 0.0001, 0.9)
     crop_size: int = number(256, 1, 65_536)
     augment: bool = True
     latent_cache: str | None = None
@@ -214,6 +217,11 @@ class RunConfig:
         if self.data.latent_cache and self.data.streaming:
             raise ValueError(
                 "data.latent_cache and data.streaming exclude each other: the cache needs the whole data set"
+            )
+        if self.data.validation_fraction and self.data.streaming:
+            raise ValueError(
+                "data.validation_fraction and data.streaming exclude each other: a stream cannot be divided, so name a "
+                "data.validation_split, or null"
             )
 
 

@@ -18,7 +18,7 @@ from c_diffset.data.batches import (
     sample_rng,
 )
 from c_diffset.data.eo import check_eo_values, declared_eo_transform, eo_to_tensor, some_pairs
-from c_diffset.data.pairs import read_pair
+from c_diffset.data.pairs import Pair, read_pair
 from c_diffset.loading import check_same_latents, load_autoencoder
 from c_diffset.measurement.measure import mean_metrics
 from c_diffset.measurement.metrics import psnr, ssim
@@ -27,7 +27,8 @@ from c_diffset.measurement.picture_grid import make_grid
 from c_diffset.pipelines.pipeline_cdiffset import EO_DISPLAY, CDiffSETPipeline, check_eo_transform
 from c_diffset.training.config import DecoderConfig
 from c_diffset.training.loop import make_accelerator, train
-from c_diffset.training.task import Task, open_pairs
+from c_diffset.training.pairs import check_pairs, training_pairs
+from c_diffset.training.task import Task
 from c_diffset.training.validation import GRID_ROWS
 
 GRID_LABELS = ("EO", "generic", "fine-tuned")
@@ -87,11 +88,17 @@ class DecoderTask(Task):
             self.crops, self.judge = self.validator.pairs, self.validator.lpips_model or self.lpips
             self.generic = self.reconstruct(self.model)
 
+    def see(self, pair: Pair) -> dict[str, Tensor]:
+        """The EO image alone, and what of it is valid."""
+        seen = {"eo": eo_to_tensor(np.moveaxis(pair.eo, -1, 0), self.eo_transform)}
+        return seen if pair.mask is None else seen | {"mask": torch.from_numpy(pair.mask.astype(np.float32))[None]}
+
     def loader(self, accelerator: Accelerator, start: int) -> DataLoader:
         """Endless batches of EO crops for this process, from sample number `start` on."""
         data = self.config.data
         options = dict(seed=self.config.seed, augment=data.augment, factor=self.space.vae_scale_factor)
-        return self.batches(EOCrops(open_pairs(data), self.eo_transform, data.crop_size, **options), accelerator, start)
+        pairs = EOCrops(training_pairs(self.config), self.eo_transform, data.crop_size, **options)
+        return self.batches(pairs, accelerator, start)
 
     def loss(self, batch: dict, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The distance of the decoded latents from the image, and its parts."""
@@ -151,9 +158,10 @@ class DecoderTask(Task):
 def finetune_decoder(config: DecoderConfig) -> Path:
     """Fine-tune as `config` says; returns the folder of the finished autoencoder."""
     accelerator = make_accelerator(config)
-    pairs, source = open_pairs(config.data), config.data.source
+    some = check_pairs(config, accelerator)
+    pairs, source = training_pairs(config), config.data.source
     if config.eo_transform is None:
         config.eo_transform = declared_eo_transform(pairs, source)  # a setting of the run from here on
     task = DecoderTask(config)
     check_eo_values(some_pairs(pairs), task.eo_transform, source)
-    return train(task, config, accelerator)
+    return train(task, config, accelerator, some)

@@ -16,7 +16,8 @@ from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.training.config import DistillConfig
 from c_diffset.training.consistency import ConsistencyDistill
 from c_diffset.training.loop import make_accelerator, train
-from c_diffset.training.task import open_pairs, with_components
+from c_diffset.training.pairs import check_pairs, training_pairs
+from c_diffset.training.task import with_components
 from c_diffset.training.time_aware import TimeAwareDistill
 
 METHODS = {"consistency": ConsistencyDistill, "time_aware": TimeAwareDistill}
@@ -109,7 +110,8 @@ def check_student(student: CDiffSETPipeline, teacher: CDiffSETPipeline, config: 
 def distill(config: DistillConfig) -> Path:
     """Distil as `config` says; returns the folder of the finished student."""
     accelerator = make_accelerator(config)
+    some = check_pairs(config, accelerator)
     teacher = load_teacher(config)
-    check_eo_values(some_pairs(open_pairs(config.data)), teacher.config.eo_transform, config.data.source)
+    check_eo_values(some_pairs(training_pairs(config)), teacher.config.eo_transform, config.data.source)
     task = METHODS[config.method](config, teacher, build_student(config, teacher))
-    return train(task, config, accelerator)
+    return train(task, config, accelerator, some)

@@ -20,7 +20,8 @@ from c_diffset.pipelines.pipeline_cdiffset import (
 )
 from c_diffset.training.config import FinetuneConfig, ModelConfig
 from c_diffset.training.loop import make_accelerator, train
-from c_diffset.training.task import PairsTask, open_pairs
+from c_diffset.training.pairs import check_pairs, training_pairs
+from c_diffset.training.task import PairsTask
 
 
 def build_pipeline(config: ModelConfig) -> CDiffSETPipeline:
@@ -122,7 +123,8 @@ class Finetune(PairsTask):
 def finetune(config: FinetuneConfig) -> Path:
     """Fine-tune as `config` says; returns the folder of the finished pipeline."""
     accelerator = make_accelerator(config)
-    pairs, source = open_pairs(config.data), config.data.source
+    some = check_pairs(config, accelerator)
+    pairs, source = training_pairs(config), config.data.source
     if config.model.eo_transform is None:
         config.model.eo_transform = declared_eo_transform(pairs, source)  # a setting of the run from here on
     pipe = build_pipeline(config.model)
@@ -130,4 +132,4 @@ def finetune(config: FinetuneConfig) -> Path:
     if pipe.unet.config.sample_size is None:  # scenes are translated in tiles of what the model was trained at
         pipe.unet.register_to_config(sample_size=config.data.crop_size // pipe.vae_scale_factor)
     task = Finetune(config, pipe, config.model.lora_rank)
-    return train(task, config, accelerator)
+    return train(task, config, accelerator, some)

@@ -4,6 +4,7 @@ What differs between methods is a `Task`: its models and optimisers, and what on
 """
 
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from accelerate.utils import ProjectConfiguration, broadcast, set_seed
 from tqdm import tqdm
 
 from c_diffset.cpu import use_whole_cpu
+from c_diffset.data.pairs import Pair
+from c_diffset.measurement.preview import write_preview
 from c_diffset.noise import noise_generator
 from c_diffset.training.average import AveragedWeights
 from c_diffset.training.checkpoint import Part
@@ -35,15 +38,20 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     return accelerator
 
 
-def train(task: Task, config: RunConfig, accelerator: Accelerator) -> Path:
+def train(task: Task, config: RunConfig, accelerator: Accelerator, pairs: Sequence[Pair] = ()) -> Path:
     """Train to `config.max_steps`, from the newest whole checkpoint on; returns the folder of the pipeline.
+
+    `preview.png` in the run's folder shows `pairs` as the model sees them.
 
     Raises:
         ValueError: the folder cannot be used, or its run cannot be continued in this way.
         OSError: another training writes to it.
     """
     run = RunFolder(config.output_dir)
+    seen = [task.see(pair) for pair in pairs]
     with run.opened(config) if accelerator.is_main_process else nullcontext():
+        if seen:
+            write_preview(run.preview, seen, task.sar_transform)
         accelerator.wait_for_everyone()
         training = _Training(task, config, accelerator, run)
         training.resume()

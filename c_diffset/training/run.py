@@ -30,7 +30,7 @@ FREE_ON_RESUME = {
 
 
 class RunFolder:
-    """`pipeline/`, `best/`, `lora/`, `checkpoints/`, `samples/`, `config.yaml`, `metrics.jsonl`, `logs/` in one folder.
+    """What a run has in its folder: `pipeline/`, `best/`, `lora/`, `checkpoints/`, `samples/`, `logs/`, and files.
 
     What is not finished, and what is about to be removed, lies in `checkpoints/`, which the run makes and marks as its
     own: whatever else the folder holds stays.
@@ -40,6 +40,7 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoints, self.samples = self.path / "checkpoints", self.path / "samples"
         self.metrics, self.settings = self.path / "metrics.jsonl", self.path / "config.yaml"
+        self.preview = self.path / "preview.png"
 
     def finished_checkpoints(self) -> list[Path]:
         """The checkpoints, oldest first."""
@@ -75,7 +76,8 @@ class RunFolder:
                 f"output_dir {self.path} holds a run of an earlier version, whose checkpoints can run code: this one "
                 "does not resume it, so choose another folder"
             )
-        for path in (self.checkpoints, self.samples, self.metrics, self.settings, *map(self.path.joinpath, FOLDERS)):
+        own = (self.checkpoints, self.samples, self.metrics, self.settings, self.preview)
+        for path in (*own, *map(self.path.joinpath, FOLDERS)):
             if path.is_symlink() or path.is_file() or (path.is_dir() and any(path.iterdir())):
                 raise ValueError(
                     f"output_dir {self.path} holds {path.name}, which no training has made: choose another folder"

@@ -10,13 +10,14 @@ from diffusers import AutoencoderTiny
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from c_diffset.data.batches import TrainingPairs, training_loader
+from c_diffset.data.batches import TrainingPairs, pair_to_tensors, training_loader
 from c_diffset.data.latents import CachedPairs, build_latent_cache
-from c_diffset.data.pairs import Pairs, load_pairs
+from c_diffset.data.pairs import Pair
 from c_diffset.models.unet import add_lora
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.training.checkpoint import Part
-from c_diffset.training.config import DataConfig, OptimizerConfig, RunConfig
+from c_diffset.training.config import OptimizerConfig, RunConfig
+from c_diffset.training.pairs import training_pairs, validation_pairs
 from c_diffset.training.run import RunFolder
 from c_diffset.training.validation import Validator
 
@@ -47,7 +48,10 @@ class Task:
     """A training method, as the loop sees it: `model` is averaged, validated and saved, its part `trained` is trained.
 
     A method says what its batches are (`loader`), what the loss of one is (`loss`), and what is saved (`pipeline`).
+    `sar_transform` is that of the model, where it reads SAR images.
     """
+
+    sar_transform: dict | None = None
 
     def __init__(self, config: RunConfig, model: nn.Module, trained: nn.Module):
         self.config, self.model, self.trained = config, model, trained
@@ -66,12 +70,17 @@ class Task:
         self.wrapped, self.optimizer = accelerator.prepare(self.trained, self.optimizer)
         self.autocast = accelerator.autocast
         self.validator = None
-        if self.config.data.validation_split and accelerator.is_main_process:
-            self.validator = Validator(self.config.data, self.config.validation, accelerator.device)
+        pairs = validation_pairs(self.config) if accelerator.is_main_process else None
+        if pairs is not None:
+            self.validator = Validator(pairs, self.config.validation, accelerator.device)
 
     def parts(self) -> dict[str, Part]:
         """What a checkpoint holds, by name."""
         return {"model": self.trained, "optimizer": self.optimizer}
+
+    def see(self, pair: Pair) -> dict[str, torch.Tensor]:
+        """A pair as the model sees it: `eo` 3 x H x W in [-1, 1], perhaps `sar` C x H x W and `mask` 1 x H x W."""
+        raise NotImplementedError
 
     def loader(self, accelerator: Accelerator, start: int) -> DataLoader:
         """Endless batches of this process, from sample number `start` on."""
@@ -134,7 +143,7 @@ class PairsTask(Task):
         if config.data.crop_size % pipe.size_multiple:
             found, expected = config.data.crop_size, pipe.size_multiple
             raise ValueError(f"data.crop_size is {found}, expected a multiple of {expected} for this model")
-        self.pipe, self.lora_rank = pipe, lora_rank
+        self.pipe, self.lora_rank, self.sar_transform = pipe, lora_rank, pipe.config.sar_transform
         pipe.unet.train().requires_grad_(True)
         if pipe.vae is not None:
             pipe.vae.requires_grad_(False)
@@ -149,10 +158,14 @@ class PairsTask(Task):
             self.pipe.vae.to(accelerator.device)
         self.abar = self.pipe.scheduler.alphas_cumprod.to(accelerator.device)
 
+    def see(self, pair: Pair) -> dict[str, torch.Tensor]:
+        """A pair after the transforms of the pipeline."""
+        return pair_to_tensors(pair, self.sar_transform, self.pipe.config.eo_transform)
+
     def samples(self, accelerator: Accelerator) -> TrainingPairs:
         """The training samples, out of the latent cache where there is one."""
         data = self.config.data
-        pairs = open_pairs(data)
+        pairs = training_pairs(self.config)
         options = dict(
             crop_size=data.crop_size,
             seed=self.config.seed,
@@ -197,11 +210,6 @@ class PairsTask(Task):
         """Write a LoRA as a standard adapter, `lora/`."""
         if self.lora_rank:
             run.replace("lora", self.model.save_lora_adapter)
-
-
-def open_pairs(data: DataConfig) -> Pairs:
-    """The pairs that are trained on."""
-    return load_pairs(data.source, split=data.split, streaming=data.streaming)
 
 
 def with_components(pipe: CDiffSETPipeline, **changes) -> CDiffSETPipeline:

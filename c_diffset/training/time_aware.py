@@ -6,11 +6,11 @@ from torch.utils.data import default_collate
 
 from c_diffset.data.batches import TrainingPairs, shuffled_row
 from c_diffset.data.latents import fingerprint
-from c_diffset.data.pairs import load_pairs
 from c_diffset.data.teacher_results import ResultSamples, build_results, open_results
 from c_diffset.models.critics import TimeAwareCritic, encoder_features, encoder_half
 from c_diffset.objectives.denoising import add_noise, clean_and_noise, denoising_loss
 from c_diffset.objectives.time_aware import score_distillation_loss
+from c_diffset.training.pairs import training_pairs
 from c_diffset.training.student import Distill, keep_valid, teacher_fingerprint
 from c_diffset.training.task import PRECISION, with_components
 
@@ -52,8 +52,7 @@ class TimeAwareDistill(Distill):
 
     def results_made_with(self, accelerator: Accelerator) -> dict[str, str | int]:
         """All that the teacher's results depend on."""
-        data = self.config.data
-        pairs = load_pairs(data.source, split=data.split)
+        data, pairs = self.config.data, training_pairs(self.config)
         return {
             "teacher": teacher_fingerprint(self.teacher_pipe),
             "data": fingerprint(self.teacher_pipe, pairs, PRECISION[accelerator.mixed_precision]),

@@ -4,13 +4,14 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 
-from c_diffset.data.pairs import load_pairs, read_pair
+from c_diffset.data.pairs import read_pair
 from c_diffset.measurement.measure import crop_pairs, evaluate_pairs, mean_metrics
 from c_diffset.measurement.networks import load_lpips
 from c_diffset.measurement.picture_grid import make_grid
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
-from c_diffset.training.config import DataConfig, ValidationConfig
+from c_diffset.training.config import ValidationConfig
 
 GRID_ROWS = 6
 
@@ -21,9 +22,9 @@ class Validator:
     The crops are spread evenly over the validation split.
     """
 
-    def __init__(self, data: DataConfig, config: ValidationConfig, device: torch.device):
+    def __init__(self, pairs: Dataset, config: ValidationConfig, device: torch.device):
         self.config = config
-        rows = list(load_pairs(data.source, split=data.validation_split))
+        rows = list(pairs)
         crops = []
         for row in rows:
             whole = [read_pair(row)]
