@@ -24,7 +24,9 @@ CONFIGURED = ("finetune", "distill", "finetune_decoder")  # commands that read -
 # arguments whose form on the command line does not follow from the function's signature
 ARGUMENTS = {
     "prepare": {
-        "layout": {"help": "Layout of the data set: sen1-2, sen12ms, qxs-saropt, sar2opt, spacenet6, folders or csv."},
+        "layout": {
+            "help": "Layout of the data: sen1-2, sen12ms, bigearthnet, qxs-saropt, sar2opt, spacenet6, folders or csv."
+        },
         "source": {"help": "Folder of the data set; for csv, the file."},
         "out": {"help": "New folder for the standard form."},
     },

@@ -36,7 +36,7 @@ def prepare(
     `summary.json` with the reason.
 
     Args:
-        layout: The layout of the data set: sen1-2, sen12ms, qxs-saropt, sar2opt, spacenet6, folders or csv.
+        layout: The layout of the data set: sen1-2, sen12ms, bigearthnet, qxs-saropt, sar2opt, spacenet6, folders, csv.
         source: The folder of the data set (for the layout csv, the CSV file).
         out: The folder to write, which is absent or empty. With `push` it may also be one that an earlier call has
             finished, which is then published as it is.

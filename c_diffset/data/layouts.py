@@ -2,78 +2,30 @@
 
 from __future__ import annotations
 
-import io
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import PIL.Image
 import rasterio
 from datasets import Image
 
 from c_diffset.data.images import read_image
+from c_diffset.data.items import Contents, Found, Item, copy_files, images_in, mask_out, match, open_tiff
 from c_diffset.data.pairs import list_splits, load_pairs
-from c_diffset.data.sources import check_inside, find_images, list_images
+from c_diffset.data.sentinel import (
+    convert_bigearthnet,
+    convert_sen12ms,
+    find_bigearthnet,
+    find_sen12,
+    find_sen12ms,
+)
+from c_diffset.data.sources import check_inside
 from c_diffset.data.splits import describe_split
 
-SEN12MS_WHITE = 3000  # reflectance x 10 000 that becomes 255
-# https://github.com/schmitt-muc/SEN12MS, splits/SEN12MS_holdOutScenes.txt
-SEN12MS_HOLD_OUT = {
-    "ROIs1158_spring": (15, 17, 63, 97, 124, 146),
-    "ROIs1868_summer": (15, 19, 43, 72, 79, 104, 131),
-    "ROIs1970_fall": (30, 35, 39, 47, 61, 120, 141, 144),
-    "ROIs2017_winter": (32, 64, 107, 135, 146),
-}
 SPACENET6_POLARISATIONS = ("HH", "HV", "VH", "VV")
 SPACENET6_COLUMN = 1000.0  # metres of easting that stay together in one split
 
-Contents = dict[str, tuple[bytes, str]]  # of one pair: "sar", "eo" and perhaps others to (file content, suffix)
-
-
-@dataclass
-class Item:
-    """A pair as found: its images, what must stay together in one split, and the split where it is settled."""
-
-    id: str
-    images: dict[str, Path]
-    group: str | None = None
-    split: str | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Found:
-    """What a layout's reader found: pairs, how the unsettled are split, and what was left out and why."""
-
-    items: list[Item]
-    split_rule: str
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-
-
 # --------------------------------------------------------------------------------------------------- conversion
-
-
-def copy_files(item: Item) -> Contents:
-    """Take the files as they are; pixels of a float SAR raster that are not finite are marked in the mask."""
-    contents = {key: (path.read_bytes(), path.suffix.lower()) for key, path in item.images.items()}
-    finite = np.isfinite(np.atleast_3d(read_image(item.images["sar"]))).all(axis=2)
-    if not finite.all():
-        mask = read_image(item.images["mask"]) if "mask" in item.images else finite
-        contents["mask"] = _png(finite & (np.atleast_3d(mask) != 0).any(axis=2))
-    return contents
-
-
-def convert_sen12ms(item: Item) -> Contents:
-    """SAR as it is (dB: VV, VH); EO to 8-bit RGB: B4, B3, B2, reflectance x 10 000 from 0..3000 to 0..255."""
-    bands = read_image(item.images["eo"])
-    if bands.ndim != 3 or bands.shape[2] != 13:
-        raise ValueError(f"{item.images['eo']}: shape {bands.shape}; expected the 13 bands of Sentinel-2.")
-    rgb = bands[..., [3, 2, 1]].astype(np.float32) / SEN12MS_WHITE
-    return copy_files(item) | {"eo": _png(np.rint(255 * rgb.clip(0, 1)).astype(np.uint8))}
 
 
 def convert_spacenet6(item: Item) -> Contents:
@@ -82,77 +34,17 @@ def convert_spacenet6(item: Item) -> Contents:
     sar, eo = read_image(path), read_image(item.images["eo"])
     if sar.ndim != 3 or sar.shape[2] != len(SPACENET6_POLARISATIONS):
         raise ValueError(f"{path}: shape {sar.shape}; expected 4 bands, {', '.join(SPACENET6_POLARISATIONS)}.")
-    with _open_tiff(path) as raster, rasterio.MemoryFile() as memory:
+    with open_tiff(path) as raster, rasterio.MemoryFile() as memory:
         with memory.open(**raster.profile | {"compress": "deflate"}) as named:
             named.write(raster.read())
             named.descriptions = SPACENET6_POLARISATIONS
         contents = copy_files(item) | {"sar": (memory.read(), ".tif")}
     if sar.shape[:2] == eo.shape[:2]:  # read_pair refuses the pair otherwise
-        valid = np.isfinite(sar).all(axis=2) & sar.any(axis=2) & eo.any(axis=2)
-        if not valid.all():
-            contents["mask"] = _png(valid)
+        contents = mask_out(contents, sar.any(axis=2) & eo.any(axis=2))
     return contents
 
 
-@contextmanager
-def _open_tiff(path: Path) -> Iterator[rasterio.DatasetReader]:
-    """A GeoTIFF, without the files beside it that GDAL would open with it."""
-    with (
-        rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"),
-        rasterio.open(path.resolve(), driver="GTiff") as raster,
-    ):
-        yield raster
-
-
-def _png(image: np.ndarray) -> tuple[bytes, str]:
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue(), ".png"
-
-
 # ------------------------------------------------------------------------------------------------------ layouts
-
-
-def find_sen12(source: Path) -> Found:
-    """SEN1-2 (Schmitt et al., 2018): 8-bit PNG, SAR VV.
-
-    `ROIs1158_spring/s1_0/ROIs1158_spring_s1_0_p30.png` with `ROIs1158_spring/s2_0/ROIs1158_spring_s2_0_p30.png`.
-    Patches of a scene overlap, so the split is by scene: season and number.
-    """
-    items, skipped = _find_roi_patches(source, "png", {})
-    return Found(items, "by scene", skipped)
-
-
-def find_sen12ms(source: Path) -> Found:
-    """SEN12MS (Schmitt et al., 2019): GeoTIFF, SAR VV and VH in dB, EO all 13 bands of Sentinel-2.
-
-    `ROIs1158_spring/s1_1/ROIs1158_spring_s1_1_p30.tif` with `.../s2_1/ROIs1158_spring_s2_1_p30.tif`; land cover (`lc`)
-    is not used. Split by scene; the hold-out scenes that the authors publish are the test split.
-    """
-    items, skipped = _find_roi_patches(source, "tif", {"sar_units": "db", "sar_bands": ["VV", "VH"]})
-    for item in items:
-        season, number = item.group.rsplit("_", 1)
-        if int(number) in SEN12MS_HOLD_OUT.get(season, ()):
-            item.split = "test"
-    published = any(item.split for item in items)
-    return Found(items, "by scene" + ("; test: the published hold-out scenes" if published else ""), skipped)
-
-
-def _find_roi_patches(source: Path, suffix: str, metadata: dict) -> tuple[list[Item], list[tuple[str, str]]]:
-    pattern = re.compile(rf"(ROIs\d+_[a-z]+)_(s1|s2)_(\d+)_(p\d+)\.{suffix}")
-    sides: dict[str, dict[str, Path]] = {"s1": {}, "s2": {}}
-    skipped = []
-    for path in sorted(path for path in find_images(source, source) if path.suffix == f".{suffix}"):
-        name = pattern.fullmatch(path.name)
-        if name:
-            sides[name[2]][f"{name[1]}_{name[3]}_{name[4]}"] = path
-        elif "_lc_" not in path.name:
-            skipped.append((str(path), "not named like a patch of s1 or s2"))
-    items, lonely = _match(sides["s1"], sides["s2"])
-    for item in items:
-        item.group = item.id.rsplit("_", 1)[0]
-        item.metadata = {"region": item.group, "season": item.group.split("_")[1]} | metadata
-    return items, skipped + lonely
 
 
 def find_qxs_saropt(source: Path) -> Found:
@@ -161,7 +53,7 @@ def find_qxs_saropt(source: Path) -> Found:
     `sar_256_oc_0.2/N.png` with `opt_256_oc_0.2/N.png`. The names do not tell which of the three ports a patch shows, so
     the split is random.
     """
-    items, skipped = _match(*(_images(source, f"{side}_256_oc_0.2") for side in ("sar", "opt")))
+    items, skipped = match(*(images_in(source, f"{side}_256_oc_0.2") for side in ("sar", "opt")))
     return Found(items, describe_split("random"), skipped)
 
 
@@ -173,7 +65,7 @@ def find_sar2opt(source: Path) -> Found:
     """
     found = Found([], f"test as published; validation from train, {describe_split('random')}")
     for split in ("train", "test"):
-        items, skipped = _match(*(_images(source, split + side) for side in "AB"))
+        items, skipped = match(*(images_in(source, split + side) for side in "AB"))
         for item in items:
             item.split = "test" if split == "test" else None
         found.items += items
@@ -193,17 +85,17 @@ def find_spacenet6(source: Path) -> Found:
     sides: dict[str, dict[str, Path]] = {"SAR-Intensity": {}, "PS-RGB": {}}
     skipped = []
     for product, files in sides.items():
-        for stem, path in _images(source, product).items():
+        for stem, path in images_in(source, product).items():
             name = re.fullmatch(rf"SN6_\w+_{product}_(\d+_\d+_tile_\d+)", stem)
             if name:
                 files[name[1]] = path
             else:
                 skipped.append((str(path), "not named like a tile"))
-    candidates, lonely = _match(*sides.values())
+    candidates, lonely = match(*sides.values())
     items, orientations = [], _spacenet6_orientations(source)
     for item in candidates:
         try:
-            with _open_tiff(item.images["sar"]) as raster:
+            with open_tiff(item.images["sar"]) as raster:
                 bounds, crs = raster.bounds, raster.crs
         except OSError as error:
             skipped.append((item.id, str(error)))
@@ -247,24 +139,10 @@ def find_pairs(source: Path, **folders: str | None) -> Found:
     return Found(items, describe_split(by))
 
 
-def _images(source: Path, name: str) -> dict[str, Path]:
-    """The images in the one folder of that name: `source`, or below it."""
-    folders = [path for path in (source, *sorted(source.rglob(name))) if path.name == name and path.is_dir()]
-    if len(folders) != 1:
-        raise ValueError(f"{source}: expected one folder {name}, found {len(folders)}.")
-    return list_images(folders[0], source)
-
-
-def _match(sar: dict[str, Path], eo: dict[str, Path]) -> tuple[list[Item], list[tuple[str, str]]]:
-    """The pairs of files that have the same key, and the files without a partner."""
-    items = [Item(key.replace("/", "_"), {"sar": sar[key], "eo": eo[key]}) for key in sar if key in eo]
-    lonely = [(str(path), "no EO partner") for key, path in sar.items() if key not in eo]
-    return items, lonely + [(str(path), "no SAR partner") for key, path in eo.items() if key not in sar]
-
-
 LAYOUTS: dict[str, tuple[Callable[..., Found], Callable[[Item], Contents]]] = {
     "sen1-2": (find_sen12, copy_files),
     "sen12ms": (find_sen12ms, convert_sen12ms),
+    "bigearthnet": (find_bigearthnet, convert_bigearthnet),
     "qxs-saropt": (find_qxs_saropt, copy_files),
     "sar2opt": (find_sar2opt, copy_files),
     "spacenet6": (find_spacenet6, convert_spacenet6),

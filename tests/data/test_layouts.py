@@ -6,14 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import rasterio
 from datasets import Dataset, load_dataset
 
+from c_diffset.data.eo import declared_eo_transform
 from c_diffset.data.images import read_image
-from c_diffset.data.layouts import LAYOUTS, SEN12MS_HOLD_OUT, _open_tiff
+from c_diffset.data.items import open_tiff
+from c_diffset.data.layouts import LAYOUTS
 from c_diffset.data.pairs import list_splits, load_pairs, read_pair
 from c_diffset.data.prepare import prepare
+from c_diffset.data.sentinel import SEN12MS_HOLD_OUT
 from c_diffset.files import locked
 from c_diffset.synthetic.generate import write_pairs
 
@@ -46,6 +51,12 @@ def loaded(out):
         for row in rows:
             read_pair(row)
     return splits
+
+
+def says_reflectance(out):
+    """Whether training takes prepared data for reflectance of Sentinel-2."""
+    found = [declared_eo_transform(load_pairs(out, name), "data") for name in list_splits(out)]
+    return found == [{"units": "reflectance", "range": [0, 3000], "gamma": 1.0}] * len(found)
 
 
 def regions(rows):
@@ -89,8 +100,9 @@ def test_sen12ms_holds_out_the_published_scenes(tmp_path):
     assert summary.splits == {"train": 2, "validation": 1, "test": 2} and not summary.skipped
     pair = read_pair(splits["train"][0])
     assert pair.sar.dtype == np.float32 and pair.sar.shape == (8, 8, 2)
-    assert pair.eo.dtype == np.uint8
-    np.testing.assert_array_equal(pair.eo[0, 0], [128, 85, 42])  # 1500, 1000, 500 of 3000 (halves to even)
+    assert pair.eo.dtype == np.uint16
+    np.testing.assert_array_equal(pair.eo[0, 0], [1500, 1000, 500])
+    assert says_reflectance(tmp_path / "out")
 
 
 def test_sen12ms_marks_nan(tmp_path):
@@ -105,6 +117,73 @@ def test_sen12ms_marks_nan(tmp_path):
     rows = {row["id"]: row for rows in loaded(tmp_path / "out").values() for row in rows}
     mask = read_pair(rows["ROIs1970_fall_1_p1"]).mask
     assert np.argwhere(~mask).tolist() == [[2, 3]]
+
+
+def make_bigearthnet(source, **changes):
+    """Four patches of one tile; returns their VV files. `changes` replace columns of the table."""
+    grid = {"transform": rasterio.Affine(10, 0, 600_000, 0, -10, 5_700_000), "crs": "EPSG:32629"}
+    scene, tile = "S1A_IW_GRDH_1SDV_20170613T165043", "S2A_MSIL2A_20170613T101031_N9999_R022_T29UPU"
+    rows, vv = [], []
+    for number, split in enumerate(("train", "train", "validation", "test")):
+        sar, eo = f"{scene}_29UPU_4_{number}", f"{tile}_4_{number}"
+        rows.append({"patch_id": eo, "s1_name": sar, "split": split, "country": "Ireland"})
+        for band in ("VV", "VH"):
+            path = source / "BigEarthNet-S1" / scene / sar / f"{sar}_{band}.tif"
+            write_tif(path, backscatter(1), **grid)
+            vv += [path] if band == "VV" else []
+        for band in ("B02", "B03", "B04"):
+            values = np.full((1, 8, 8), 100 * int(band[1:]), np.uint16)
+            write_tif(source / "BigEarthNet-S2" / tile / eo / f"{eo}_{band}.tif", values, **grid)
+    table = {key: [row[key] for row in rows] for key in rows[0]} | changes
+    pq.write_table(pa.table(table), source / "metadata.parquet")
+    return vv
+
+
+def test_bigearthnet_pairs_patches_by_the_published_table(tmp_path):
+    vv = make_bigearthnet(tmp_path / "in")
+    with rasterio.open(vv[1], "r+") as raster:
+        values = raster.read()
+        values[0, 2, 3] = np.nan
+        raster.write(values)
+    for path in (tmp_path / "in/BigEarthNet-S2").rglob("*_4_1_B0?.tif"):
+        with rasterio.open(path, "r+") as raster:
+            raster.write(np.where(np.arange(8) < 7, raster.read(), 0).astype(np.uint16))
+    summary = prepare("bigearthnet", tmp_path / "in", tmp_path / "out", progress=False)
+    assert summary.splits == {"train": 2, "validation": 1, "test": 1} and not summary.skipped
+    assert summary.split_rule == "as published, by region" and summary.masks == 1
+    rows = loaded(tmp_path / "out")["train"]
+    pair = read_pair(rows[1])
+    assert pair.sar.shape == (8, 8, 2) and pair.eo.dtype == np.uint16
+    assert pair.eo[0, 0].tolist() == [400, 300, 200], "red, green, blue"
+    assert not pair.mask[2, 3] and not pair.mask[:, 7].any() and pair.mask.sum() == 55
+    np.testing.assert_array_equal(read_pair(rows[0]).sar[..., 0], read_image(vv[0]))
+    assert says_reflectance(tmp_path / "out")
+    assert rows[0]["region"] == "Ireland" and rows[0]["sar_bands"] == ["VV", "VH"]
+    with rasterio.open(rows[0]["eo"]["path"]) as raster:
+        assert raster.crs == "EPSG:32629" and raster.descriptions == ("B04", "B03", "B02")
+
+
+def test_a_part_of_bigearthnet_and_what_is_wrong_with_it(tmp_path):
+    vv = make_bigearthnet(tmp_path / "in", split=["train", "train", "validation", "../../x"])
+    vv[0].unlink()
+    shutil.rmtree(vv[1].parent)
+    shutil.rmtree(next((tmp_path / "in/BigEarthNet-S2").rglob("*_4_1_B04.tif")).parent)
+    summary = prepare("bigearthnet", tmp_path / "in", tmp_path / "out", progress=False)
+    reasons = dict(summary.skipped)
+    assert summary.splits == {"validation": 1} and len(reasons) == 3
+    assert any("of no split" in reason for reason in reasons.values())
+    assert f"{vv[0].name} is missing" in reasons.values()
+    assert reasons["metadata.parquet"].startswith("1 of its 4 pairs are not in")
+
+
+@pytest.mark.parametrize("table", [b"PAR1 damaged", {"patch_id": ["x"], "labels": ["y"]}])
+def test_a_table_that_is_none_of_bigearthnet_is_refused_in_one_line(table, tmp_path):
+    make_bigearthnet(tmp_path / "in")
+    path = tmp_path / "in/metadata.parquet"
+    path.write_bytes(table) if isinstance(table, bytes) else pq.write_table(pa.table(table), path)
+    with pytest.raises(ValueError, match="metadata.parquet: expected the columns patch_id, s1_name") as error:
+        prepare("bigearthnet", tmp_path / "in", tmp_path / "out", progress=False)
+    assert "\n" not in str(error.value)
 
 
 def test_qxs_saropt_says_that_its_split_is_random(tmp_path):
@@ -237,7 +316,7 @@ def test_failure_leaves_nothing_behind(tmp_path):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_wrong_source_is_refused(layout, tmp_path):
     (tmp_path / "in").mkdir()
-    with pytest.raises(ValueError, match="holds no pairs|expected one folder"):
+    with pytest.raises(ValueError, match="holds no pairs|expected one"):
         prepare(layout, tmp_path / "in", tmp_path / "out", progress=False)
 
 
@@ -285,6 +364,8 @@ def make_layout(layout, source):
             for side, bands in (("s1", backscatter()), ("s2", RNG.integers(1, 3000, (13, 8, 8), dtype=np.uint16))):
                 write_tif(source / f"ROIs1970_fall_{side}_{scene}_p1.tif", bands)
         return source / "ROIs1970_fall_s1_1_p1.tif"
+    if layout == "bigearthnet":
+        return make_bigearthnet(source)[0]
     if layout == "spacenet6":
         for product, bands in (("SAR-Intensity", backscatter(4)), ("PS-RGB", np.ones((3, 8, 8), np.uint8))):
             for tile in range(3):
@@ -313,7 +394,7 @@ def test_files_beside_a_tiff_are_not_opened(tmp_path):
     """A mask beside a TIFF may be a virtual raster, which reads any file and any address."""
     image = make_layout("spacenet6", tmp_path / "in")
     Path(f"{image}.msk").write_text("<VRTDataset rasterXSize='8' rasterYSize='8'></VRTDataset>")
-    with _open_tiff(image) as raster:
+    with open_tiff(image) as raster:
         assert raster.files == [str(image)]
 
 
