@@ -354,8 +354,8 @@ def translate_windows(
     """Translate a scene that is at hand as an array of any size, window by window.
 
     Args:
-        image: H x W or H x W x bands (rioxarray: `.transpose("y", "x", "band")`), in the model's units: numpy, or what
-            is read window by window (memory maps, xarray, zarr), see `ArraySource`.
+        image: H x W or H x W x bands (in xarray the dimensions y, x and band, in any order), in the model's units:
+            numpy, or what is read window by window (memory maps, xarray, zarr), see `ArraySource`.
         pipe: the model.
         valid: bool H x W; by default where every band is finite, and not 0 in linear units.
         origin: row and column of the first pixel on the ground: the same ground gets the same noise.

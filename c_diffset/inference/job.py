@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -16,16 +17,24 @@ from c_diffset.inference.images import translate_batch, translate_large
 from c_diffset.inference.inputs import Outputs, is_scene
 from c_diffset.inference.progress import InputBar
 from c_diffset.inference.raster import check_size
-from c_diffset.inference.record import Manifest, conflict, settings_in
+from c_diffset.inference.record import Found, Manifest, as_asked, conflict, settings_in
 from c_diffset.inference.scene import Translator, run_scene, size_of
 from c_diffset.inference.team import Team, describe
 
 
 @dataclass
 class Translation:
-    """What `translate` did: the files written, those skipped because they were there, and the error of each failure."""
+    """What `translate` did.
+
+    Attributes:
+        written: the images written, apart from the following.
+        empty: images of scenes without a valid pixel: all masked.
+        skipped: images that were there already.
+        failed: the error of each input that failed.
+    """
 
     written: list[Path] = field(default_factory=list)
+    empty: list[Path] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
     failed: dict[Path, str] = field(default_factory=dict)
 
@@ -40,6 +49,7 @@ class Job:
     team: Team
     overwrite: bool
     result: Translation = field(default_factory=Translation)
+    told: dict[str, Path] = field(default_factory=dict)  # what scenes were read as, and the first of each kind
 
     def run(self) -> Translation:
         """Small images first, then what goes by tiles: what all processes share, and what each does alone."""
@@ -117,35 +127,49 @@ class Job:
         with self._failing(todo, Team()):
             for source in translate_batch(batch, todo, self.translator, fail, own):
                 with self._failing([source], Team()):
-                    self._finish(source, (time.monotonic() - start) / len(batch))
+                    self._finish(source, self.translator.image_settings, (time.monotonic() - start) / len(batch))
         own.close()
 
     def _by_tiles(self, source: Path, team: Team, bar: tqdm) -> None:
         start, own = time.monotonic(), InputBar(bar, source.name, self.pixels[source])
-        run = run_scene if is_scene(source) else translate_large
+        run = partial(run_scene, opened=partial(self._tell, source)) if is_scene(source) else translate_large
         with self._failing([source], team):
-            run(source, self.translator, self.plan[source], team, own)
+            record = run(source, self.translator, self.plan[source], team, own) or self._settings(source)
             if team.rank == 0:
-                self._finish(source, time.monotonic() - start)
+                self._finish(source, record, time.monotonic() - start)
         own.close()
 
-    def _finish(self, source: Path, seconds: float) -> None:
+    def _tell(self, source: Path, found: Found) -> None:
+        """Say what a scene is read as, once for all that are read alike; an empty one is listed as such."""
+        if found.units_are != "assumed" and str(found) not in self.told:
+            self.told[str(found)] = source
+            if self.team.rank == 0:
+                tqdm.write(one_line(f"{found} ({source} and those alike)"), file=sys.stderr)
+
+    def _finish(self, source: Path, record: dict, seconds: float) -> None:
         """Note a finished input in the manifest."""
-        self.lines.add(source, self.plan[source], self._settings(source), seconds)
-        self.result.written.append(self.plan[source].eo)
+        self.lines.add(source, self.plan[source], record, seconds)
+        (self.result.empty if record.get("empty") else self.result.written).append(self.plan[source].eo)
 
     def _report(self, finished: list[Path]) -> Translation:
         result, gather = self.result, self.team.gather
         result.skipped = [self.plan[source].eo for source in finished]
-        result.written, result.failed = gather(result.written), dict(gather(list(result.failed.items())))
+        result.written, result.empty = gather(result.written), gather(result.empty)
+        result.failed = dict(gather(list(result.failed.items())))
+        told = gather(list(self.told.items()))
         if self.team.rank == 0:
+            for text, source in {text: source for text, source in told if text not in self.told}.items():
+                print(one_line(f"{text} ({source} and those alike)"), file=sys.stderr)
+            for eo in result.empty:
+                print(one_line(f"empty: {eo} is all masked: its scene has no valid pixel"), file=sys.stderr)
             for source, error in result.failed.items():
                 named = error if error.startswith(str(source)) else f"{source}: {error}"
                 print(one_line(f"failed: {named}"), file=sys.stderr)
             for source in finished:
                 self._keep(source)
-            counts = f"{len(result.written)} written, {len(result.skipped)} there already, {len(result.failed)} failed"
-            print(counts + (f", by {self.team.size} processes" if self.team.size > 1 else ""), flush=True)
+            counts = [f"{len(result.written)} written"] + [f"{len(result.empty)} empty"] * bool(result.empty)
+            counts += [f"{len(result.skipped)} there already", f"{len(result.failed)} failed"]
+            print(", ".join(counts) + (f", by {self.team.size} processes" if self.team.size > 1 else ""), flush=True)
         gather([])  # a process that ended with a failure would have the others stopped before they have spoken
         return result
 
@@ -155,8 +179,8 @@ class Job:
         made = settings_in(outputs.eo)
         if made is not None:
             self.lines.complete(source, outputs, made)
-        if made != settings:
-            other = sorted(key for key in settings if (made or {}).get(key) != settings[key])
+        if (asked := as_asked(made)) != settings:
+            other = sorted(key for key in settings if (asked or {}).get(key) != settings[key])
             how = f"was made with other settings ({', '.join(other)})" if made else "does not say how it was made"
             print(one_line(f"kept: {outputs.eo} {how}: --overwrite redoes it"), file=sys.stderr)
 

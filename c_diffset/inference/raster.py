@@ -12,7 +12,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from c_diffset.inference.options import ReadOptions
-from c_diffset.inference.source import fill_invalid
+from c_diffset.inference.source import fill_invalid, sample
 from c_diffset.inference.tiles import Box
 from c_diffset.pipelines.pipeline_cdiffset import FULL_SCALE, count_bands
 from c_diffset.sar.gdal import find_crs, open_raster, reading
@@ -22,6 +22,7 @@ from c_diffset.sar.radiometry import (
     UNITS,
     apply_scaling,
     convert_units,
+    doubt_units,
     measured,
     polarisation,
     to_model,
@@ -29,7 +30,6 @@ from c_diffset.sar.radiometry import (
 from c_diffset.sar.speckle import HALO, refined_lee
 
 FILL_MARGIN = 13  # pixels around a window that missing pixels are filled from before speckle is filtered
-SAMPLES = 8  # windows along each axis that units are detected in
 
 
 class SarRaster:
@@ -50,6 +50,7 @@ class SarRaster:
         options = options or ReadOptions()
         options.check()
         self.path, self.sar_transform, self.despeckle, self.units = path, sar_transform, options.despeckle, None
+        self.units_are = ""  # given, declared (by the file), detected, or assumed (where no pixel is valid)
         with reading(self.path):
             self.raster = raster = open_raster(file or path)
             check_size(path, *raster.shape, options.max_pixels)
@@ -63,7 +64,7 @@ class SarRaster:
             self.scales = tuple(raster.scales[band - 1] for band in self.bands)
             self.offsets = tuple(raster.offsets[band - 1] for band in self.bands)
             self.scaled = set(self.scales) != {1.0} or set(self.offsets) != {0.0}
-            self.units = self._find_units(options.units, raster.units[self.bands[0] - 1])
+            self.units, self.units_are = self._find_units(options.units, raster.units[self.bands[0] - 1])
             self._check_units()
             if options.crs is not None or options.resolution is not None:
                 zero_is_missing = self.units != "display" and not any(self.offsets)
@@ -92,6 +93,12 @@ class SarRaster:
             return 0, 0
         position = top / e + 0.5 + 1e-4, left / a + 0.5 + 1e-4
         return tuple(map(math.floor, position)) if max(map(abs, position)) < 2**52 else (0, 0)
+
+    @property
+    def band_names(self) -> tuple[str, ...]:
+        """Of the bands that are read: polarisations, else what the file calls them, else their numbers."""
+        named = zip(self.names, self.bands, strict=True)
+        return tuple(polarisation(name) or name or str(band) for name, band in named)
 
     @property
     def polarisations(self) -> list[str]:
@@ -141,7 +148,7 @@ class SarRaster:
             alpha = 1 + self.raster.colorinterp.index(ColorInterp.alpha)
             valid, declared = valid & (self.raster.read(alpha, window=window) > 0), True
         values = apply_scaling(values, self.scales, self.offsets)
-        if self.units != "display":
+        if self.units not in (None, "display"):
             values = values.astype(np.float32, copy=False)
         return values, valid & measured(values, self.units, declared)
 
@@ -155,49 +162,35 @@ class SarRaster:
         values = convert_units(values, self.units, wanted)
         return np.maximum(values, np.float32(DARKEST)) if wanted == "power" else values
 
-    def _find_units(self, units: str | None, declared: str | None) -> str:
-        """As told, or where only one answer is possible: declared dB, 8 bits, floats mostly below what power can be."""
-        if units in ("display", "db"):
-            return units
+    def _find_units(self, units: str | None, declared: str | None) -> tuple[str, str]:
+        """As told, or where only one answer is possible: declared dB, 8 bits, floats mostly below what power can be.
+
+        Raises:
+            ValueError: more than one answer is possible, or the values cannot be in these units.
+        """
+        how = "given"
         if units is None and (declared or "").strip().lower() in ("db", "decibel", "decibels"):
-            return "db"
-        if units is None and self.dtype == np.uint8 and not self.scaled:
-            return "display"
-        negative = self._mostly_negative() if self.dtype.kind == "f" or self.scaled else False
-        if units is not None and negative:
-            raise ValueError(
-                f"{self.path}: most pixels are below {LOWEST['power']}, but units is {units!r}: are they dB?"
-            )
-        if units is not None or negative:
-            return units or "db"
-        if negative is None:
-            return self.sar_transform["units"]  # no valid pixel: nothing to convert
+            units, how = "db", "declared"
+        if units in (None, "display") and self.dtype == np.uint8 and not self.scaled:
+            return "display", how if units else "detected"
+        values = sample(self._read, Box(0, 0, *self.size))
+        if units is None:
+            units, how = self._detect_units(values)
+        if doubt := doubt_units(values, units, self.sar_transform):
+            raise ValueError(f"{self.path}: units is {units!r} ({how}), but {doubt}")
+        return units, how
+
+    def _detect_units(self, values: np.ndarray) -> tuple[str, str]:
+        """Units that can be no other, by a sample of the values, bands x N; fill values are left out."""
+        real, floats = values[0][(values[0] != 0) & (values[0] > LOWEST["db"])], self.dtype.kind == "f" or self.scaled
+        if not values.any() or (floats and not real.size):
+            return self.sar_transform["units"], "assumed"  # no valid pixel: nothing to convert
+        if floats and 2 * np.count_nonzero(real < LOWEST["power"]) > real.size:
+            return "db", "detected"
         found = f"{self.dtype} pixels" + ("" if self.dtype.kind != "f" else ", not mostly negative")
         raise ValueError(
             f"{self.path}: the units of its pixels ({found}) are not certain: say `units`, one of {', '.join(UNITS)} "
             f"(this model reads {self.sar_transform['units']})"
-        )
-
-    def _mostly_negative(self) -> bool | None:
-        """Whether most pixels, fill values left out, are below what power can be; None where there are no others."""
-        for boxes in self._samples():
-            negative = count = 0
-            for box in boxes:
-                values, valid = self._read(box)
-                real = values[:, valid][0]
-                real = real[(real != 0) & (real > LOWEST["db"])]
-                negative, count = negative + np.count_nonzero(real < LOWEST["power"]), count + real.size
-            if count:
-                return 2 * negative > count
-        return None
-
-    def _samples(self) -> tuple[list[Box], list[Box]]:
-        """Windows spread over the scene; and those of all of it, for where the others hold nothing."""
-        height, width = self.size
-        few = [sorted({i * (side - 1) // (SAMPLES - 1) // 64 * 64 for i in range(SAMPLES)}) for side in self.size]
-        return tuple(
-            [Box(i, j, min(i + side, height), min(j + side, width)) for i in rows for j in columns]
-            for side, rows, columns in ((64, *few), (512, range(0, height, 512), range(0, width, 512)))
         )
 
     def _check_units(self) -> None:
@@ -245,6 +238,12 @@ def choose_bands(
             hint = "" if asked is not None else ", which this model was trained on; `bands` chooses another"
             raise ValueError(f"{has}, but no band {name}{hint}")
         chosen += found
+    order, reads = [str(names[band - 1]) for band in chosen], sar_transform.get("bands") or [str(expected)]
+    mistake = "one of them twice" if len(set(chosen)) < len(chosen) else None
+    if order != list(reads) and sorted(order) == sorted(reads):
+        mistake = "them in another order"
+    if mistake:
+        raise ValueError(f"{has}; this model reads {', '.join(reads)}, but `bands` names {mistake}: {asked}")
     return chosen
 
 

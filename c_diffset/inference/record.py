@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import PIL.Image
@@ -11,10 +12,51 @@ from c_diffset.inference.inputs import Outputs, is_raster
 from c_diffset.sar.gdal import open_raster
 
 TAG = "SETTINGS"  # the tag of TIFF and PNG files; a JPEG file has the settings as its comment
+FOUND = ("asked", "band_numbers", "units_are", "empty")  # what a record has beside the settings that were asked for
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a scene was read as: given by options, or found in the scene.
+
+    Attributes:
+        units: of its pixels.
+        units_are: "given", "declared" (by the file), "detected", "calibrated" (a SAFE product) or "assumed" (no pixel).
+        bands: polarisations of the bands that were read, or what else the file calls them.
+        band_numbers: their numbers, from 1.
+    """
+
+    units: str
+    units_are: str
+    bands: tuple[str, ...]
+    band_numbers: tuple[int, ...]
+
+    def __str__(self) -> str:
+        bands = ", ".join(
+            f"{number}" if name == str(number) else f"{number} ({name})"
+            for name, number in zip(self.bands, self.band_numbers, strict=True)
+        )
+        return f"units: {'dB' if self.units == 'db' else self.units}, {self.units_are}; bands: {bands}"
+
+    def record(self, settings: dict, empty: bool) -> dict:
+        """The settings as they were used; under `asked` what options had left to be found."""
+        used = {"units": self.units, "bands": list(self.bands)}
+        asked = {name: settings[name] for name in used}
+        found = {"units_are": self.units_are, "band_numbers": list(self.band_numbers)}
+        return settings | used | found | {"asked": asked} | ({"empty": True} if empty else {})
+
+
+def as_asked(record: dict | None) -> dict | None:
+    """The settings that were asked for, out of what `settings_in` finds."""
+    if record is None:
+        return None
+    asked = record.get("asked")
+    settings = {name: value for name, value in record.items() if name not in FOUND}
+    return settings | (asked if isinstance(asked, dict) else {})
 
 
 def settings_in(path: Path) -> dict | None:
-    """The settings that a finished image was made with; None where it does not say."""
+    """The settings that a finished image was made with, as they were used; None where it does not say."""
     try:
         if is_raster(path):
             with open_raster(path) as raster:
@@ -30,10 +72,10 @@ def settings_in(path: Path) -> dict | None:
 
 def conflict(outputs: Outputs, settings: dict, overwrite: bool) -> str | None:
     """Why outputs cannot be completed: some are there, and nothing says that they are from the same settings."""
-    if overwrite or settings_in(outputs.eo) == settings:
+    if overwrite or as_asked(settings_in(outputs.eo)) == settings:
         return None
     for file in outputs.files:
-        if file.exists() and settings_in(file) != settings:
+        if file.exists() and as_asked(settings_in(file)) != settings:
             return f"{file} is there already, and nothing says that it is from these settings: --overwrite redoes it"
     return None
 
@@ -70,7 +112,7 @@ class Manifest:
             "seconds": None if seconds is None else round(seconds, 3),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "settings": settings,
-        }
+        } | ({"empty": True} if settings.get("empty") else {})
         with open(self.path, "ab") as file:
             file.write(b"\n" * self.torn + json.dumps(line).encode() + b"\n")
         self.torn = False

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -21,7 +21,7 @@ from c_diffset.inference.inputs import Outputs, is_raster, plan_outputs
 from c_diffset.inference.options import ReadOptions, SceneOptions
 from c_diffset.inference.progress import Tell, tell_nobody
 from c_diffset.inference.raster import SarRaster, check_size
-from c_diffset.inference.record import TAG
+from c_diffset.inference.record import TAG, Found
 from c_diffset.inference.source import Source
 from c_diffset.inference.stac import describe_place, write_item
 from c_diffset.inference.team import Team
@@ -118,12 +118,28 @@ def translate_scene(
     output.mkdir(parents=True, exist_ok=True)
     outputs = plan_outputs([path], output, confidence, stac)[path]
     model = model or {"model": str(pipe.config.get("_name_or_path", ""))}
-    run_scene(path, Translator(pipe, options or SceneOptions(), model), outputs, Team(), tell_nobody)
+    translator = Translator(pipe, options or SceneOptions(), model)
+    record = run_scene(path, translator, outputs, Team(), tell_nobody)
+    if record.get("empty"):
+        warnings.warn(f"{path} has no valid pixel: the image is all masked", stacklevel=2)
     return outputs
 
 
-def run_scene(path: Path, translator: Translator, outputs: Outputs, team: Team, progress: Tell) -> None:
-    """`translate_scene` by the processes of a team; `progress` is told of the stages and the work done."""
+def run_scene(
+    path: Path,
+    translator: Translator,
+    outputs: Outputs,
+    team: Team,
+    progress: Tell,
+    opened: Callable[[Found], None] = lambda found: None,
+) -> dict:
+    """`translate_scene` by the processes of a team; returns the settings as they were used.
+
+    Args:
+        path, translator, outputs, team: what is translated, how, into what and by whom.
+        progress: told of the stages and the work done.
+        opened: told, before the work begins, what the scene is read as.
+    """
     pipe, options = translator.pipe, translator.options
     if outputs.confidence is not None and not pipe.predicts_variance:
         raise ValueError("this model predicts no confidence: its UNet has no variance channel")
@@ -139,11 +155,15 @@ def run_scene(path: Path, translator: Translator, outputs: Outputs, team: Team, 
             raster = open_scene(path, pipe, options, folder)
             if outputs.item is not None:
                 describe_place(path, raster.raster)
+            found = Found(raster.units, raster.units_are, raster.band_names, tuple(raster.bands))
+            opened(found)
             canvas = translator.canvas(raster, Work(team, folder, progress), options.seed)
         canvas.run()
+        record = found.record(translator.settings, empty=not canvas.active)
         with team.phase():
             if team.rank == 0:
-                write_outputs(canvas, raster, outputs, folder, translator.settings)
+                write_outputs(canvas, raster, outputs, folder, record)
+    return record
 
 
 @contextmanager
@@ -206,7 +226,9 @@ def open_scene(path: Path, pipe: CDiffSETPipeline, options: SceneOptions, folder
     if is_safe(path):
         options = replace(options, units="power", bands=None)
     file = folder / SCRATCH if (folder / SCRATCH).exists() else path
-    return SarRaster(path, pipe.config.sar_transform, options, file)
+    raster = SarRaster(path, pipe.config.sar_transform, options, file)
+    raster.units_are = "calibrated" if is_safe(path) else raster.units_are
+    return raster
 
 
 def write_outputs(canvas: SceneCanvas, raster: SarRaster, outputs: Outputs, folder: Path, settings: dict) -> None:
@@ -228,14 +250,12 @@ def write_outputs(canvas: SceneCanvas, raster: SarRaster, outputs: Outputs, fold
         TAG: json.dumps(settings),
     }
     tags = {name: value for name, value in tags.items() if value not in (None, "")}
-    any_valid = False
     with ExitStack() as stack:
         eo = stack.enter_context(CogWriter(outputs.eo, folder, raster.size, place, tags))
         if outputs.confidence is not None:
             names = ("confidence", "expected_error") if canvas.knots else ("confidence",)
             trust = stack.enter_context(CogWriter(outputs.confidence, folder, raster.size, place, tags, *names))
         for window in canvas.windows():
-            any_valid |= window.valid.any()
             eo.write(window.box, window.eo, window.valid)
             if outputs.confidence is not None:
                 maps = [window.confidence, window.expected_error] if canvas.knots else [window.confidence]
@@ -243,9 +263,7 @@ def write_outputs(canvas: SceneCanvas, raster: SarRaster, outputs: Outputs, fold
     if outputs.confidence is not None:
         trust.publish()
     eo.publish()  # the image comes last: where it stands, its confidence is complete
-    if not any_valid:
-        warnings.warn(f"{raster.path} has no valid pixel: the image is all masked", stacklevel=2)
     if outputs.item is not None:
         with gdal():
-            transform = canvas.pipe.config.eo_transform
-            write_item(outputs.item, outputs.eo, outputs.confidence, settings, raster.polarisations, transform)
+            transform, used = canvas.pipe.config.eo_transform, {k: v for k, v in settings.items() if k != "asked"}
+            write_item(outputs.item, outputs.eo, outputs.confidence, used, raster.polarisations, transform)

@@ -49,6 +49,17 @@ FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0, "int32": 65535.0}  # PIL opens 
 LARGEST = 1e6  # absolute value of any number in a model's settings; more is an error, or an attack on the memory
 LIMITS = {"layers": 64, "block_out": LARGEST, "block": 64, "sample_size": 8192}  # of settings named so
 PIL_MODES = ("L", "RGB", "I;16", "I;16L", "I;16B", "I", "F")
+MEDIAN_DB = (
+    -50.0,
+    10.0,
+)  # of every SAR image: near -12 over land in VV and -18 in VH, -35 over calm water, 0 in a city
+SHARE_BELOW_0_DB = 0.01  # of the pixels at least, in every SAR image: shadows and speckle are even in a city
+FEWEST_PIXELS = 32  # that say something of their units
+DECIBELS, SCALED_DECIBELS = "decibels (dB)", "decibels times a factor, whose scale is missing"
+LINEAR, EIGHT_BITS = "linear power or amplitude, or fractions of full scale", "8-bit display values"
+DIGITAL_NUMBERS = "digital numbers that are not calibrated"
+ROWS = ("y", "row", "rows", "lat", "latitude", "northing", "height")  # names of an array's dimensions, as in xarray
+COLUMNS = ("x", "col", "cols", "column", "columns", "lon", "longitude", "easting", "width")
 MODELS = {
     "unet": {"UNet2DConditionModel": UNet2DConditionModel, "UNet2DModel": UNet2DModel},
     "vae": {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny},
@@ -265,6 +276,64 @@ def _is_range(limits) -> bool:
     return bool(pair and np.float32(limits[0]) < np.float32(limits[1]))
 
 
+def looks_like(values: np.ndarray) -> str:
+    """What SAR values, any real numbers, are most likely to be."""
+    median = float(np.median(values))
+    if median < 0:
+        return DECIBELS if median > -90 else SCALED_DECIBELS
+    if (values == np.rint(values)).all():
+        return EIGHT_BITS if values.max() <= 255 else DIGITAL_NUMBERS
+    return LINEAR if median < 1 else DIGITAL_NUMBERS
+
+
+def doubt_backscatter(values: np.ndarray, units: str, sar_transform: dict) -> str | None:
+    """What the values of one band look like where they cannot be backscatter in `units`; None where they can.
+
+    A model that reads numbers beyond `MEDIAN_DB`, such as uncalibrated ones, says so by its range, which widens it.
+
+    Args:
+        values: finite, in any shape; zeros count as missing.
+        units: "db", "power" or "amplitude".
+        sar_transform: of the model, see `check_sar_transform`.
+    """
+    values = values[values != 0]
+    if values.size < FEWEST_PIXELS:
+        return None
+    transform, decibels = check_sar_transform(sar_transform), values
+    limits = np.array(transform["range"]).reshape(-1, 2)
+    if len(limits) > 1:
+        limits = limits[["-" not in str(channel) for channel in transform["channels"]]]  # no ratios
+    if units != "db":
+        if 2 * np.count_nonzero(values < (-1 if units == "power" else 0)) > values.size:  # no noise falls below -1
+            return looks_like(values)
+        decibels = (20 if units == "amplitude" else 10) * np.log10(values[values > 0])
+        if decibels.size < FEWEST_PIXELS:
+            return None
+    low, high = limits.min(initial=0), limits.max(initial=0)
+    plausible = min(MEDIAN_DB[0], low - 20) <= np.median(decibels) <= max(MEDIAN_DB[1], high + 10)
+    dark = low >= 0 or np.count_nonzero(decibels < 0) >= SHARE_BELOW_0_DB * decibels.size
+    return None if plausible and dark else looks_like(values)
+
+
+def image_axes(image) -> list[int]:
+    """Which axes of an array are its rows, its columns and, of three, its bands.
+
+    Arrays whose dimensions have names (`dims`, as xarray's) can have them in any order; others are H x W x bands.
+    """
+    names = [str(name).lower() for name in getattr(image, "dims", ())]
+    rows, columns = ([i for i, name in enumerate(names) if name in known] for known in (ROWS, COLUMNS))
+    if len(rows) != 1 or len(columns) != 1:
+        return list(range(len(image.shape)))
+    return [*rows, *columns, *(i for i in range(len(names)) if i not in (*rows, *columns))]
+
+
+def order_hint(shape: Sequence[int], bands: int) -> str:
+    """What may be wrong with an array of three dimensions, in which the last is not the bands."""
+    if len(shape) != 3 or shape[0] != bands:
+        return ""
+    return f"; bands come last in arrays, H x W x {bands}: use np.moveaxis(image, 0, -1), or xarray's names y and x"
+
+
 def _to_bands(image) -> tuple[torch.Tensor, float | None]:
     """An image in any form to float32 bands C x H x W of native values, and the full scale of integers (else None)."""
     if isinstance(image, PIL.Image.Image) and image.mode not in PIL_MODES:
@@ -282,7 +351,8 @@ def _to_bands(image) -> tuple[torch.Tensor, float | None]:
     if isinstance(values, torch.Tensor):
         bands = values.cpu().float()
     else:
-        bands = torch.from_numpy(values.astype(np.float32))
+        ordered = values.transpose(image_axes(image if hasattr(image, "dims") else values))
+        bands = torch.from_numpy(ordered.astype(np.float32))
         bands = bands.permute(2, 0, 1) if bands.ndim == 3 else bands
     return bands.reshape(-1, *bands.shape[-2:]), FULL_SCALE.get(dtype)
 
@@ -314,7 +384,8 @@ def sar_to_tensor(image, sar_transform: dict) -> torch.Tensor:
     """One SAR image to what the model sees: float32, channels x H x W, in [-1, 1].
 
     Args:
-        image: PIL image, array H x W or H x W x bands, or tensor H x W or bands x H x W.
+        image: PIL image, array H x W or H x W x bands (in any order where its dimensions have names, as xarray's y, x
+            and band), or tensor H x W or bands x H x W.
         sar_transform: `units` ("display": integers scaled by their full scale, floats in [0, 1]; "db"; "power" and
             "amplitude", linear), `range` [low, high] (fraction of full scale, default [0, 1], or dB, default [-30, 0])
             mapped to [-1, 1] and clipped, for all channels or a list with one for each, and `channels` (default
@@ -334,13 +405,31 @@ def sar_to_tensor(image, sar_transform: dict) -> torch.Tensor:
     used = count_bands(transform["channels"])
     grey_as_colour = used == 1 and len(bands) == 3 and bool((bands == bands[:1]).all())
     if len(bands) != used and not grey_as_colour:
-        raise ValueError(
-            f"the SAR image has {len(bands)} bands, but this model reads {used} (channels {transform['channels']})"
-        )
+        hint = "" if isinstance(image, torch.Tensor | PIL.Image.Image) else order_hint(np.shape(image), used)
+        reads = f"this model reads {used} (channels {transform['channels']})"
+        raise ValueError(f"the SAR image has {len(bands)} bands, but {reads}{hint}")
     values = _to_units(bands, full_scale, transform["units"])
     picked = torch.stack([values[pick[0]] - values[pick[1]] if len(pick) == 2 else values[pick[0]] for pick in picks])
     low, high = torch.tensor(transform["range"]).expand(len(picks), 2).T.reshape(2, -1, 1, 1)
     return ((picked - low) / (high - low)).clamp(0, 1) * 2 - 1
+
+
+def check_backscatter(image, sar_transform: dict) -> None:
+    """Refuse a SAR image, as `sar_to_tensor` takes it, whose values cannot be in the units of the model.
+
+    Raises:
+        ValueError: it says what they look like.
+    """
+    units = sar_transform["units"]
+    if units == "display":  # `sar_to_tensor` does
+        return
+    bands, full_scale = _to_bands(image)
+    for band in bands.numpy() if full_scale is None else ():
+        if look := doubt_backscatter(band[np.isfinite(band)], units, sar_transform):
+            median = np.median(band[np.isfinite(band)])
+            raise ValueError(
+                f"SAR pixels with a median of {median:.3g}, but this model reads {units}: they look like {look}"
+            )
 
 
 @torch.no_grad()
@@ -540,7 +629,10 @@ class CDiffSETPipeline(DiffusionPipeline):
     def prepare_sar(self, sar) -> torch.Tensor:
         """Image, list, or batch (array B x H x W x C, tensor B x C x H x W) to float32 B x C x H x W, [-1, 1]."""
         batched = isinstance(sar, list | tuple) or (isinstance(sar, np.ndarray | torch.Tensor) and sar.ndim == 4)
-        tensors = [sar_to_tensor(image, self.config.sar_transform) for image in (sar if batched else [sar])]
+        images = sar if batched else [sar]
+        for image in images:
+            check_backscatter(image, self.config.sar_transform)
+        tensors = [sar_to_tensor(image, self.config.sar_transform) for image in images]
         sizes = {tuple(tensor.shape[1:]) for tensor in tensors}
         if len(sizes) != 1:
             raise ValueError(f"the SAR images of one batch have sizes {sorted(sizes)} (H, W): expected one size")

@@ -4,12 +4,34 @@ import re
 
 import numpy as np
 
-from c_diffset.pipelines.pipeline_cdiffset import sar_to_tensor
+from c_diffset.pipelines.pipeline_cdiffset import (
+    DECIBELS,
+    DIGITAL_NUMBERS,
+    EIGHT_BITS,
+    FEWEST_PIXELS,
+    FULL_SCALE,
+    LINEAR,
+    SCALED_DECIBELS,
+    check_sar_transform,
+    doubt_backscatter,
+    looks_like,
+    sar_to_tensor,
+)
 
 UNITS = ("display", "db", "power", "amplitude")
 POLARISATIONS = ("VV", "VH", "HH", "HV")
 LOWEST = {"db": -90, "power": -1, "amplitude": 0}  # nothing measures so little: such values stand for missing ones
 DARKEST = 1e-10  # power that noise removal left at or below zero
+FILL_VALUES = 4  # numbers that stand for missing pixels in one raster, at most
+FILL_SHARE = 0.01  # of the pixels that such a number has, at least
+DARK_16_BITS = 1 / 32  # of the model's range: where 99 % of 16-bit pixels are below, they use only their lowest bits
+REMEDIES = {
+    DECIBELS: "say `units` db",
+    SCALED_DECIBELS: "declare the scale in the file, such as by `gdal_edit.py -scale 0.01`",
+    LINEAR: "say `units` power or amplitude",
+    EIGHT_BITS: "use a model that reads display values, as uint8 or divided by 255",
+    DIGITAL_NUMBERS: "calibrate them first, or stretch them to all of the range for a model that reads display values",
+}
 _POLARISATION = re.compile(rf"(?<![A-Z])({'|'.join(POLARISATIONS)})(?![A-Z])")
 
 
@@ -50,6 +72,48 @@ def measured(values: np.ndarray, units: str | None, nodata_declared: bool) -> np
     if units == "db" and not nodata_declared:
         valid = valid & (values != 0).any(axis=0)
     return valid
+
+
+def without_fill(values: np.ndarray, units: str) -> np.ndarray:
+    """The values of one band, without zeros, what is not finite, and the few numbers that stand for missing pixels."""
+    values = values[np.isfinite(values) & (values != 0)]
+    if units not in LOWEST:
+        return values
+    numbers, counts = np.unique(values[values <= LOWEST[units]], return_counts=True)
+    frequent = np.argsort(-counts)[:FILL_VALUES]
+    return values[~np.isin(values, numbers[frequent[counts[frequent] > 1 + FILL_SHARE * values.size]])]
+
+
+def doubt_units(values: np.ndarray, units: str, sar_transform: dict) -> str | None:
+    """What SAR values look like where they cannot be in `units`, with what to do about it; None where they can.
+
+    Args:
+        values: bands x ..., as the file or array holds them (scales applied): a sample of them is enough.
+        units: one of `UNITS`.
+        sar_transform: of the model, whose range widens what is plausible.
+    """
+    for band in values:
+        if units == "display":
+            look = _doubt_display(band, sar_transform)
+        else:
+            look = doubt_backscatter(without_fill(band, units), units, sar_transform)
+        if look is not None:
+            real = without_fill(band, units)
+            return f"the pixels (median {np.median(real):.4g}) look like {look}: {REMEDIES[look]}"
+    return None
+
+
+def _doubt_display(values: np.ndarray, sar_transform: dict) -> str | None:
+    """What values of one band look like that are no fractions of full scale, or 16 bits that use the lowest alone."""
+    real = without_fill(values, "display")
+    if real.size < FEWEST_PIXELS:
+        return None
+    if "float" in values.dtype.name:
+        return looks_like(real) if real.min() < 0 or real.max() > 1 else None
+    full_scale = FULL_SCALE.get(values.dtype.name, 255)
+    highest = np.max(check_sar_transform(sar_transform)["range"])
+    dark = np.percentile(real, 99) < DARK_16_BITS * highest * full_scale
+    return DIGITAL_NUMBERS if full_scale > 255 and dark else None
 
 
 def convert_units(values: np.ndarray, source: str, target: str) -> np.ndarray:

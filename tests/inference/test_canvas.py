@@ -125,7 +125,7 @@ def test_arrays_that_are_not_in_memory_are_read_by_windows(make_pipe, tmp_path):
     class Lazy:
         """What xarray and zarr have in common."""
 
-        shape = (70, 90)
+        shape, dtype = (70, 90), np.dtype(np.uint8)
         windows = []
 
         def __getitem__(self, window):
