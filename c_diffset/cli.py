@@ -105,9 +105,10 @@ def main(args: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"c-diffset {args[0]}: {' '.join(str(error).split())}", file=sys.stderr)  # libraries write several lines
         return 2
-    except KeyboardInterrupt:
-        print(f"c-diffset {args[0]}: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        if not hasattr(stop, "status"):  # a training has said itself how it goes on
+            print(f"c-diffset {args[0]}: interrupted", file=sys.stderr)
+        return getattr(stop, "status", 130)
     return 1 if getattr(result, "failed", None) else 0
 
 

@@ -128,6 +128,8 @@ def run_tool(command: str) -> None:
     except (ValueError, OSError, ImportError) as error:
         print(f"{command}: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt as stop:
+        sys.exit(getattr(stop, "status", 130))  # a training has said itself how it goes on
 
 
 def _train_and_publish(train: Callable[[RunConfig], Path], config: RunConfig) -> Path:

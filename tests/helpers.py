@@ -46,6 +46,7 @@ def short_run(config_class: type, output: Path, source: Path | str, **changes):
         "max_steps": 4,
         "batch_size": 2,
         "ema_decay": 0.9,
+        "mixed_precision": "no",
         "log_every": 1,
     }
     return config_class(output_dir=str(output), **settings | changes)

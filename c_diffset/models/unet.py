@@ -1,11 +1,15 @@
 """UNets that see SAR beside the noisy EO image: pretrained ones widened, and small ones from scratch."""
 
+import copy
 from math import gcd
+from types import MethodType
 
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from peft import LoraConfig
 from torch import nn
+
+from c_diffset.pipelines.pipeline_cdiffset import Model, drop_variance_channel
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv_in", "conv_out"]
 
@@ -35,6 +39,17 @@ def add_variance_channel(unet: UNet2DConditionModel | UNet2DModel) -> None:
     new.bias[: old.out_channels].copy_(old.bias)
     unet.conv_out = new.to(old.weight)
     unet.register_to_config(out_channels=new.out_channels)
+
+
+def without_variance(unet: Model) -> Model:
+    """A UNet without its variance channel: a copy that shares all other weights, in the same precision."""
+    bare = copy.copy(unet)
+    bare._modules = dict(unet._modules)  # another last layer in the copy alone
+    if "forward" in vars(unet):  # accelerate's mixed precision, which is bound to the original
+        bare.forward = MethodType(unet.forward.__func__, bare)
+    bare.conv_out = copy.deepcopy(unet.conv_out)
+    drop_variance_channel(bare)
+    return bare
 
 
 def widen(unet: UNet2DConditionModel | UNet2DModel, eo_channels: int) -> None:

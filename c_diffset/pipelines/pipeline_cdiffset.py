@@ -445,6 +445,15 @@ def align(model: Model) -> Model:
     return model
 
 
+@torch.no_grad()
+def drop_variance_channel(unet: UNet2DConditionModel | UNet2DModel) -> None:
+    """Take the last output channel, the raw variance, from a UNet, in place."""
+    last = cast(Any, unet.conv_out)
+    last.weight, last.bias = (nn.Parameter(values[:-1].clone()) for values in (last.weight, last.bias))
+    last.out_channels -= 1
+    unet.register_to_config(out_channels=last.out_channels)
+
+
 class CDiffSETPipeline(DiffusionPipeline):
     """Translate SAR images to EO images, with a confidence for each pixel.
 
@@ -802,6 +811,8 @@ class CDiffSETPipeline(DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "CDiffSETPipeline":
         """Load from a folder or Hub id, safetensors only; arguments as for `DiffusionPipeline.from_pretrained`.
 
+        A variance channel of zeros, which was never trained and would give one confidence everywhere, is left out.
+
         Raises:
             OSError: a file is missing or damaged, lacks a tensor, or is a pickle, which can run code when it is loaded.
             ValueError: the settings in a file make no sense.
@@ -809,11 +820,16 @@ class CDiffSETPipeline(DiffusionPipeline):
         if Path(pretrained_model_name_or_path).is_dir():
             check_folder(Path(pretrained_model_name_or_path), kwargs, kwargs.get("variant"))
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs | {"use_safetensors": True})
+            pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs | {"use_safetensors": True})
         except (ValueError, OSError):
             raise
         except Exception as error:  # damaged tokenizers end in errors of any kind
             raise OSError(f"{pretrained_model_name_or_path} cannot be loaded: {one_line(error)}") from error
+        if "unet" not in kwargs and pipe.predicts_variance:
+            last = cast(Any, pipe.unet.conv_out)
+            if not last.weight[-1].any() and not last.bias[-1].any():
+                drop_variance_channel(pipe.unet)
+        return pipe
 
     @classmethod
     def download(cls, pretrained_model_name, **kwargs) -> str:

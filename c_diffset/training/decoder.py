@@ -139,9 +139,9 @@ class DecoderTask(Task):
             pictures.append(generated[0])
         return mean_metrics(rows), pictures[:GRID_ROWS]
 
-    def pipeline(self, model: AutoencoderTiny) -> AutoencoderTiny:
+    def pipeline(self, step: int) -> AutoencoderTiny:
         """The whole autoencoder: it is what a run saves."""
-        return model
+        return self.model
 
     def validate(self, pipe: AutoencoderTiny, picture: Path) -> dict[str, float] | None:
         """Metrics of the reconstructed validation crops, beside those before fine-tuning, with a picture grid."""

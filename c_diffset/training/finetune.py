@@ -102,6 +102,11 @@ def _from_scratch(config: ModelConfig) -> CDiffSETPipeline:
 class Finetune(PairsTask):
     """The task of `train`: C-DiffSET's stages 1 and 2, in latent or pixel space."""
 
+    def __init__(self, config: FinetuneConfig, pipe: CDiffSETPipeline, lora_rank: int = 0):
+        learnt_before = bool(pipe.unet.conv_out.weight[-1].any())
+        super().__init__(config, pipe, lora_rank)
+        self.variance_from = 0 if learnt_before else config.confidence_start
+
     def loss(self, batch: dict, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss of stage 1 or 2, as `step` says, and what is logged."""
         sar, eo = self.latents(batch)

@@ -3,6 +3,7 @@
 What differs between methods is a `Task`: its models and optimisers, and what one micro-batch does to them.
 """
 
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -21,7 +22,8 @@ from c_diffset.training.average import AveragedWeights
 from c_diffset.training.checkpoint import Part
 from c_diffset.training.config import RunConfig
 from c_diffset.training.run import RunFolder
-from c_diffset.training.task import Task
+from c_diffset.training.stopping import Stop, Stopped
+from c_diffset.training.task import Task, cosine_lr
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
@@ -46,47 +48,80 @@ def train(task: Task, config: RunConfig, accelerator: Accelerator, pairs: Sequen
     Raises:
         ValueError: the folder cannot be used, or its run cannot be continued in this way.
         OSError: another training writes to it.
+        Stopped: Ctrl-C or SIGTERM; a checkpoint is written, and a message says how the run goes on.
     """
-    run = RunFolder(config.output_dir)
+    run, stop = RunFolder(config.output_dir), Stop(accelerator)
     seen = [task.see(pair) for pair in pairs]
-    with run.opened(config) if accelerator.is_main_process else nullcontext():
+    with run.opened(config) if accelerator.is_main_process else nullcontext(), stop.watched():
         if seen:
             write_preview(run.preview, seen, task.sar_transform)
         accelerator.wait_for_everyone()
-        training = _Training(task, config, accelerator, run)
-        training.resume()
-        training.go_on()
-        accelerator.wait_for_everyone()
+        training = _Training(task, config, accelerator, run, stop)
+        try:
+            training.resume()
+            training.go_on()
+        except Stopped:
+            training.say_where_it_goes_on()
+            raise
+        left = broadcast(torch.tensor(int(training.to_validate), device=accelerator.device))
         accelerator.end_training()
+        if training.stopping and (training.progress.step < config.max_steps or left):
+            training.say_where_it_goes_on()
+            raise Stopped(stop.number)
     return run.path / "pipeline"
 
 
-class _Count:
-    """The number of finished updates, in every checkpoint."""
+class _Progress:
+    """What every checkpoint says of a run: the number of its updates, and the losses that are not logged yet.
 
-    value = 0
+    The losses are sums with the number of values in them, those of all processes one after the other.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator, self.step = accelerator, 0
+        self.losses: dict[str, torch.Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, logs: dict[str, torch.Tensor]) -> None:
+        """Take in what one micro-batch has logged."""
+        for name, value in logs.items():
+            self.losses[name] = self.losses.get(name, 0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self) -> dict[str, float]:
+        """The mean of each loss since the last call, over all processes."""
+        sums = {name: self.accelerator.reduce(sum_ / self.counts[name], "mean") for name, sum_ in self.losses.items()}
+        self.losses, self.counts = {}, {}
+        return {name: sum_.item() for name, sum_ in sums.items()}
+
+    def gather(self) -> None:
+        """Bring the losses of all processes together for a checkpoint, which one of them writes."""
+        self.losses = {name: self.accelerator.gather(sum_.reshape(1)) for name, sum_ in self.losses.items()}
 
     def state_dict(self) -> dict:
-        return {"step": self.value}
+        return {"step": self.step, "losses": self.losses, "counts": self.counts}
 
     def load_state_dict(self, state: dict) -> None:
-        self.value = state["step"]
+        self.step, self.counts = state["step"], dict(state.get("counts", {}))
+        rank, device = self.accelerator.process_index, self.accelerator.device
+        gathered = state.get("losses", {})
+        self.losses = {name: values[rank % len(values)].to(device) for name, values in gathered.items()}
 
 
 class _Training:
     """What the loop carries from one update to the next."""
 
-    def __init__(self, task: Task, config: RunConfig, accelerator: Accelerator, run: RunFolder):
-        self.task, self.config, self.accelerator, self.run = task, config, accelerator, run
+    def __init__(self, task: Task, config: RunConfig, accelerator: Accelerator, run: RunFolder, stop: Stop):
+        self.task, self.config, self.accelerator, self.run, self.stop = task, config, accelerator, run, stop
         self.main = accelerator.is_main_process
-        self.step, self.ema = _Count(), AveragedWeights(task.trainable, config.ema_decay)
-        self.losses: dict[str, torch.Tensor] = {}
+        self.progress, self.ema = _Progress(accelerator), AveragedWeights(task.trainable, config.ema_decay)
+        self.to_validate = self.stopping = False
         self.samples_per_step = config.batch_size * accelerator.num_processes * config.gradient_accumulation_steps
 
     def parts(self) -> dict[str, Part]:
         """All that an update depends on. Whatever is random follows from the seed and the number of the update."""
         scaler = {} if self.accelerator.scaler is None else {"scaler": self.accelerator.scaler}
-        return self.task.parts() | {"average": self.ema, "progress": self.step} | scaler
+        return self.task.parts() | {"average": self.ema, "progress": self.progress} | scaler
 
     def resume(self) -> None:
         """Prepare the task, and give it the state of the newest whole checkpoint."""
@@ -97,38 +132,50 @@ class _Training:
         if step:
             self.run.load(self.parts(), step)
         if self.main:
+            if 0 < step < self.config.max_steps:
+                print(f"{self.run.path}: going on after update {step} of {self.config.max_steps}", flush=True)
             self.run.forget_after(step)
             self.accelerator.init_trackers("logs")
-        self._restart_clock()
+        data = self.config.data
+        due = step > 0 and self._is_validated(step) and bool(data.validation_split or data.validation_fraction)
+        self.to_validate = due and not self.run.has_validation(step)
 
     def go_on(self) -> None:
-        """Update after update, to the last."""
+        """Update after update, to the last, or until the training is told to stop."""
         config, accelerator, rank = self.config, self.accelerator, self.accelerator.process_index
-        batches = iter(self.task.loader(accelerator, self.step.value * self.samples_per_step))
-        options = dict(total=config.max_steps, initial=self.step.value, unit="step", smoothing=0.05)
-        with tqdm(**options, disable=not self.main) as bar:
-            while self.step.value < config.max_steps:
-                torch.manual_seed(noise_generator(config.seed, self.step.value, rank).initial_seed())  # of dropout
+        batches = iter(self.task.loader(accelerator, self.progress.step * self.samples_per_step))
+        options = dict(total=config.max_steps, initial=self.progress.step, unit="step", smoothing=0.05)
+        with tqdm(**options, disable=not self.main) as bar, self.stop.finishing():
+            if self.to_validate:  # it was stopped before it came to that
+                self._on_main(self._validate)
+                self.stopping = self.stop.agreed()
+            self._restart_clock()
+            while self.progress.step < config.max_steps and not self.stopping:
+                torch.manual_seed(noise_generator(config.seed, self.progress.step, rank).initial_seed())  # of dropout
                 for _ in range(config.gradient_accumulation_steps):
-                    logs = self.task.train_batch(accelerator, next(batches), self.step.value)
-                    for name, value in logs.items():
-                        self.losses[name] = self.losses.get(name, 0) + value
+                    self.progress.add(self.task.train_batch(accelerator, next(batches), self.progress.step))
                 self.ema.update()
-                self.step.value += 1
+                self.progress.step += 1
                 bar.update()
                 self._after_update(bar)
 
+    def _is_validated(self, step: int) -> bool:
+        every = self.config.validation.every
+        return step == self.config.max_steps or (every > 0 and step % every == 0)
+
     def _after_update(self, bar: tqdm) -> None:
-        """Log, validate and save where this is due."""
-        config, step = self.config, self.step.value
-        last = step == config.max_steps
-        save = last or step % config.checkpoint_every == 0
-        validate = last or (config.validation.every > 0 and step % config.validation.every == 0)
+        """Log, validate and save where this is due, or where the training is told to stop."""
+        config, step = self.config, self.progress.step
+        save = step == config.max_steps or step % config.checkpoint_every == 0
+        self.to_validate = self._is_validated(step)
         if save or step % config.log_every == 0:
             self._log(bar)
+        validate = self.to_validate and not self.stop.agreed()
         if validate:
             self._on_main(self._validate)
-        if save:
+        self.stopping = self.stop.agreed()
+        if save or self.stopping:
+            self.progress.gather()
             self._on_main(self._save)
         if validate or save:
             self._restart_clock()
@@ -140,39 +187,59 @@ class _Training:
         self.accelerator.wait_for_everyone()
 
     def _restart_clock(self) -> None:
-        self.logged_at, self.logged_step = time.perf_counter(), self.step.value
+        self.clock, self.clock_step = time.perf_counter(), self.progress.step
 
     def _log(self, bar: tqdm) -> None:
         """The mean of each loss since the last line, over all processes."""
-        steps = self.step.value - self.logged_step
-        count = steps * self.config.gradient_accumulation_steps
-        values = {name: self.accelerator.reduce(sum_ / count, "mean").item() for name, sum_ in self.losses.items()}
-        values["images_per_second"] = steps * self.samples_per_step / (time.perf_counter() - self.logged_at)
+        step, steps = self.progress.step, self.progress.step - self.clock_step
+        values = self.progress.means()
+        values["learning_rate"] = cosine_lr(step - 1, self.config.optimizer, self.config.max_steps)
+        values["images_per_second"] = steps * self.samples_per_step / (time.perf_counter() - self.clock)
         if self.main:
-            self.run.log(step=self.step.value, **values)
+            self.run.log(step=step, **values)
             bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()})
-        self.accelerator.log(values, step=self.step.value)
-        self.losses = {}
+        self.accelerator.log(values, step=step)
         self._restart_clock()
 
     def _validate(self) -> None:
-        """Validate the averaged weights, log, and keep the best pipeline."""
+        """Validate the averaged weights, log, and keep the best pipeline; after a signal, the next start does it."""
+        step = self.progress.step
         with self.ema.applied():
-            pipe = self.task.pipeline(self.task.model)
-            values = self.task.validate(pipe, self.run.samples / f"step_{self.step.value:08d}.png")
+            pipe = self.task.pipeline(step)
+            picture = self.run.samples / f"step_{step:08d}.png"
+            try:
+                with self.stop.interruptible():
+                    values = self.task.validate(pipe, picture)
+            except Stopped:
+                return
+            self.to_validate = False
             if values is None:
                 return
             metric = self.config.validation.metric
-            best, value = self.run.best_value(metric), values[metric]
+            best, value = self.run.best_value(metric, after=self.task.rivals_after(step)), values[metric]
             if best is None or (value < best if metric == "lpips" else value > best):
                 self.run.replace("best", pipe.save_pretrained)
         named = {f"validation/{name}": value for name, value in values.items()}
-        self.run.log(step=self.step.value, **named)
-        self.accelerator.log(named, step=self.step.value)
+        self.run.log(step=step, **named)
+        self.accelerator.log(named, step=step)
 
     def _save(self) -> None:
         """The pipeline first: where a checkpoint is, its pipeline is too."""
         with self.ema.applied():
-            self.run.replace("pipeline", self.task.pipeline(self.task.model).save_pretrained)
+            self.run.replace("pipeline", self.task.pipeline(self.progress.step).save_pretrained)
             self.task.save_adapter(self.run)
-        self.run.save(self.parts(), self.step.value, self.config.keep_checkpoints)
+        self.run.save(self.parts(), self.progress.step, self.config.keep_checkpoints)
+
+    def say_where_it_goes_on(self) -> None:
+        """Say after which update the run has stopped, and how it goes on."""
+        if not self.main:
+            return
+        step, saved = self.progress.step, self.run.last_saved()
+        command = "the same command" if self.config.resume else "the same command with --resume true"
+        if not saved:
+            outcome = "stopped before the first checkpoint; the same command starts again"
+        elif step == saved:
+            outcome = f"stopped after update {step}; {command} goes on from there"
+        else:
+            outcome = f"ended after update {step}; {command} goes on from update {saved}"
+        print(f"{self.run.path}: {outcome}", file=sys.stderr, flush=True)

@@ -99,6 +99,7 @@ class RunFolder:
     def replace(self, name: str, write: Callable[[Path], object]) -> None:
         """Let `write` fill a folder aside, then put it in place of the old one."""
         target, (aside, old) = self.path / name, self._aside(name)
+        shutil.rmtree(aside, ignore_errors=True)  # what was stopped half way
         aside.mkdir()
         write(aside)
         if target.exists():
@@ -145,6 +146,14 @@ class RunFolder:
                 raise ValueError(f"{self.metrics}, line {number} is damaged, expected numbers and a step: remove it")
         return rows
 
+    def last_saved(self) -> int:
+        """The number of updates in the last checkpoint; 0 without any."""
+        return max((int(path.name.removeprefix("step_")) for path in self.finished_checkpoints()), default=0)
+
+    def has_validation(self, step: int) -> bool:
+        """Whether the log holds the validation after update `step`."""
+        return any(row["step"] == step and any(name.startswith("validation/") for name in row) for row in self.rows())
+
     def forget_after(self, step: int) -> None:
         """Drop the log lines of updates that a resumed run will do again."""
         if not self.metrics.exists():
@@ -157,10 +166,11 @@ class RunFolder:
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
-    def best_value(self, metric: str) -> float | None:
-        """The best logged validation value so far."""
+    def best_value(self, metric: str, after: int = 0) -> float | None:
+        """The best validation value that is logged of updates later than `after`."""
         name = f"validation/{metric}"
-        return (min if metric == "lpips" else max)((row[name] for row in self.rows() if name in row), default=None)
+        values = (row[name] for row in self.rows() if name in row and row["step"] > after)
+        return (min if metric == "lpips" else max)(values, default=None)
 
 
 def save_config(config: RunConfig, path: Path) -> None:

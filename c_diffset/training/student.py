@@ -49,6 +49,7 @@ class Distill(PairsTask):
     def __init__(self, config: DistillConfig, teacher: CDiffSETPipeline, student: CDiffSETPipeline):
         super().__init__(config, student, config.lora_rank)
         self.teacher_pipe, self.kind = teacher, teacher.config.prediction_type
+        self.variance_from = 0 if config.confidence_weight else config.max_steps  # else it is not of this student
         self.teacher = teacher.unet.eval().requires_grad_(False)
         if config.channels_last:
             self.teacher.to(memory_format=torch.channels_last)

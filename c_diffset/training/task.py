@@ -13,12 +13,13 @@ from torch.utils.data import DataLoader, Dataset
 from c_diffset.data.batches import TrainingPairs, pair_to_tensors, training_loader
 from c_diffset.data.latents import CachedPairs, build_latent_cache
 from c_diffset.data.pairs import Pair
-from c_diffset.models.unet import add_lora
+from c_diffset.models.unet import add_lora, without_variance
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.training.checkpoint import Part
 from c_diffset.training.config import OptimizerConfig, RunConfig
 from c_diffset.training.pairs import training_pairs, validation_pairs
 from c_diffset.training.run import RunFolder
+from c_diffset.training.stopping import ignore_signals
 from c_diffset.training.validation import Validator
 
 PRECISION = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -97,6 +98,7 @@ class Task:
             self.config.data.num_workers,
             self.config.data.shuffle_buffer,
             pin_memory=accelerator.device.type == "cuda",
+            worker_init_fn=ignore_signals,
         )
 
     def train_batch(self, accelerator: Accelerator, batch: dict, step: int) -> dict[str, torch.Tensor]:
@@ -124,9 +126,13 @@ class Task:
         optimizer.zero_grad()
         return logs
 
-    def pipeline(self, model: nn.Module) -> CDiffSETPipeline | AutoencoderTiny:
-        """What is validated and saved."""
+    def pipeline(self, step: int) -> CDiffSETPipeline | AutoencoderTiny:
+        """What is validated and saved after update `step`."""
         raise NotImplementedError
+
+    def rivals_after(self, step: int) -> int:
+        """The update after which validations compete with that of update `step` for the best model."""
+        return 0
 
     def save_adapter(self, run: RunFolder) -> None:
         """Write the adapter, where one is trained instead of all weights."""
@@ -137,7 +143,13 @@ class Task:
 
 
 class PairsTask(Task):
-    """A task without its loss: it trains the UNet of `pipe`, or a LoRA of it, on pairs."""
+    """A task without its loss: it trains the UNet of `pipe`, or a LoRA of it, on pairs.
+
+    The UNet has a variance channel from the start. As long as that is untrained, pipelines are saved without it, so
+    that nobody takes what it holds for a confidence: it is trained from update `variance_from` on.
+    """
+
+    variance_from: int
 
     def __init__(self, config: RunConfig, pipe: CDiffSETPipeline, lora_rank: int = 0):
         if config.data.crop_size % pipe.size_multiple:
@@ -198,13 +210,20 @@ class PairsTask(Task):
         output = unet(torch.cat([sar, noisy], dim=1), timestep, **prompt, return_dict=False)[0].float()
         return output[:, : noisy.shape[1]], output[:, noisy.shape[1] :]
 
-    def pipeline(self, model: nn.Module) -> CDiffSETPipeline:
-        """A complete pipeline around the model; a LoRA is fused into a copy."""
+    def pipeline(self, step: int) -> CDiffSETPipeline:
+        """A complete pipeline around the model; a LoRA is fused into a copy, an untrained variance left out."""
+        model = self.model
         if self.lora_rank:
             model = copy.deepcopy(model)
             model.fuse_lora()
             model.unload_lora()
+        if step <= self.variance_from:
+            model = without_variance(model)
         return with_components(self.pipe, unet=model)
+
+    def rivals_after(self, step: int) -> int:
+        """A model with a confidence competes with its like alone."""
+        return self.variance_from if step > self.variance_from else 0
 
     def save_adapter(self, run: RunFolder) -> None:
         """Write a LoRA as a standard adapter, `lora/`."""

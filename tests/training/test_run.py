@@ -29,6 +29,7 @@ from c_diffset.training.config import (
     ModelConfig,
     SmallUNetConfig,
     TimeAwareConfig,
+    ValidationConfig,
 )
 from c_diffset.training.distill import distill
 from c_diffset.training.finetune import Finetune, build_pipeline, finetune
@@ -108,6 +109,21 @@ def test_a_run_is_not_continued_under_other_settings(copied):
             finetune(replace(copied, **{name: value}))
     with pytest.raises(ValueError, match="holds a run already"):
         finetune(replace(copied, resume=False))
+
+
+def test_logged_losses_are_means_whatever_else_is_due(source, tmp_path):
+    """With a validation between two lines, accumulation, and a change of stages, whose losses have other names."""
+    lines = []
+    for log_every in (1, 4):
+        data = DataConfig(source=source, crop_size=16, validation_split="train")
+        validation = ValidationConfig(every=3, num_images=1, crop_size=None, num_inference_steps=1)
+        rest = {"confidence_start_step": 2, "gradient_accumulation_steps": 2, "log_every": log_every}
+        output = tmp_path / str(log_every)
+        settings(output, source, train=True, data=data, validation=validation, checkpoint_every=4, **rest)
+        lines.append([line for line in log_lines(output) if "loss" in line])
+    for name, count in (("loss", 4), ("grad_norm", 4), ("error", 2)):
+        values = [line[name] for line in lines[0] if name in line]
+        assert len(values) == count and lines[1][0][name] == pytest.approx(sum(values) / count, rel=1e-5)
 
 
 def test_dropout_goes_on_as_it_would_have(source, tmp_path):
