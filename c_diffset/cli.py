@@ -14,6 +14,7 @@ COMMANDS = {
     "distill": ("c_diffset.commands:distill", "distil a model into a student of few steps, on one process"),
     "finetune_decoder": ("c_diffset.commands:finetune_decoder", "fine-tune a tiny decoder, on one process"),
     "translate": ("c_diffset.inference.translate:translate", "translate SAR images and whole scenes to EO"),
+    "info": ("c_diffset.info:info", "say what a model reads and writes, and what scenes would take"),
     "calibrate": ("c_diffset.evaluation.calibrate:calibrate", "measure what error the model's variance stands for"),
     "publish": ("c_diffset.hub.publish:publish", "publish a model on the Hugging Face Hub"),
     "evaluate": ("c_diffset.evaluation.evaluate:evaluate", "measure a model on a split: metrics, floors, pictures"),
@@ -35,6 +36,18 @@ ARGUMENTS = {
             "nargs": "+",
             "metavar": "INPUT",
             "help": "Images, GeoTIFF, SAFE folders; folders of them, glob patterns, lists (.txt), STAC items (.json).",
+        },
+        "--bands": {
+            "nargs": "+",
+            "help": "Polarisations (VV VH HH HV) or numbers of a scene's bands, in the order that the model reads.",
+        },
+    },
+    "info": {
+        "model": {"help": "Folder or Hub id of the model."},
+        "scenes": {
+            "nargs": "*",
+            "metavar": "SCENE",
+            "help": "GeoTIFF, SAFE folders; folders of them, glob patterns, lists (.txt), STAC items (.json).",
         },
         "--bands": {
             "nargs": "+",

@@ -69,6 +69,13 @@ def test_every_line_of_help_is_a_phrase(command):
     assert all(action.help for action in parser_of(command)._actions if action.option_strings)
 
 
+def test_translating_imports_no_library_that_only_training_needs():
+    modules = "from c_diffset.inference import job, team; from c_diffset import loading; import sys; "
+    found = "print({'datasets', 'lpips', 'sklearn', 'tensorboard'} & set(sys.modules))"
+    shown = run(sys.executable, "-c", modules + found)
+    assert shown.stdout == "set()\n", shown.stderr
+
+
 def test_wrong_usage_is_named(capsys):
     assert main(["transalte"]) == 2
     assert "unknown command 'transalte'" in capsys.readouterr().err

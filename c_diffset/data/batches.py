@@ -5,10 +5,9 @@ A resumed run starts at another k and needs no saved state; two processes draw w
 draws.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from itertools import count, groupby, islice
-from typing import Any, TypeVar
+from itertools import count
 
 import numpy as np
 import torch
@@ -20,14 +19,6 @@ from c_diffset.data.pairs import Pair, read_pair
 from c_diffset.sar.radiometry import measured, to_model
 
 FLIPS_AND_TURNS = 8
-T = TypeVar("T")
-
-
-def batches_of_one_size(items: Iterable[T], size_of: Callable[[T], Any], batch_size: int) -> Iterator[list[T]]:
-    """Batches of neighbouring items that have one size, each of at most `batch_size` items."""
-    for _, same_size in groupby(items, key=size_of):
-        while batch := list(islice(same_size, batch_size)):
-            yield batch
 
 
 def flip_and_turn(image, which: int):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from c_diffset.data.batches import batches_of_one_size
+from c_diffset.batching import batches_of_one_size
 from c_diffset.inference.progress import Passes, Tell, tell_nobody
 from c_diffset.inference.source import ArraySource, Source, fill_invalid
 from c_diffset.inference.team import Team

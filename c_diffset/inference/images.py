@@ -11,7 +11,7 @@ import PIL.Image
 import torch
 from PIL.PngImagePlugin import PngInfo
 
-from c_diffset.data.batches import batches_of_one_size
+from c_diffset.batching import batches_of_one_size
 from c_diffset.data.images import read_image
 from c_diffset.files import written_aside
 from c_diffset.inference.canvas import SceneCanvas, Work

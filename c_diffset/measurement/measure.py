@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from c_diffset.data.batches import batches_of_one_size, pair_to_tensors
+from c_diffset.batching import batches_of_one_size
+from c_diffset.data.batches import pair_to_tensors
 from c_diffset.data.eo import eo_to_tensor
 from c_diffset.data.pairs import Pair
 from c_diffset.measurement.metrics import LEAST_SIDE, LPIPS_LEAST_SIDE, measure
