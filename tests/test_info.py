@@ -41,7 +41,7 @@ def test_a_model_says_what_it_reads_and_writes(model, capsys):
 def test_a_scene_says_what_translating_it_would_take(model, scene, tmp_path, capsys):
     assert main(["info", model, str(scene), "--tile_size", "32", "--num_inference_steps", "2"]) == 0
     facts = lines_of(capsys.readouterr().out)
-    assert facts["size"] == "96 x 64 pixels, 0.0 megapixels" and facts["units"].startswith("display")
+    assert facts["size"] == "96 x 64 pixels, 0.0 megapixels" and facts["units"] == "display, detected"
     assert facts["data"] == "about 50% of its pixels" and "2 steps each" in facts["work"]
     assert "seconds here" in facts["time"] and "GiB" in facts["memory"]
     assert {path.name for path in tmp_path.iterdir()} >= {"model", "scene.tif"}

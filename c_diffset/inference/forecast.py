@@ -91,8 +91,8 @@ def _describe(raster: SarRaster, translator: Translator) -> Forecast:
     return Forecast(
         path=raster.path,
         size=raster.size,
-        units=raster.units,
-        bands=", ".join(name or str(band) for name, band in zip(raster.names, raster.bands, strict=True)),
+        units=f"{raster.units}, {raster.units_are}",
+        bands=", ".join(raster.band_names),
         place=f"{crs}, pixels of {abs(transform.a):g} x {abs(transform.e):g}" if crs else "",
         valid=float(np.mean([raster.valid(box).mean() for box in _spread(raster.size)])),
         tiles=round(len(tiling.boxes) * float(np.mean(filled))),
