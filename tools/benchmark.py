@@ -8,6 +8,8 @@ three forward passes. No test depends on a time.
 
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from c_diffset.arguments import run
+from c_diffset.cli import COMMANDS
 from c_diffset.models.critics import encoder_half
 from c_diffset.synthetic.generate import write_pairs
 from c_diffset.training.config import (
@@ -275,6 +278,29 @@ def sampling_overhead(folder: Path, rounds: int, precision: str, space: str) -> 
     return {f"sampling_overhead_{space}": statistics.median(ratios) - 1}
 
 
+def start_up(model: str, folder: Path) -> dict:
+    """How long a user waits: for the help of a command, for a page of two evaluations, for a first image.
+
+    The floor of the last is importing the pipeline alone.
+    """
+
+    def clock(*command) -> float:
+        shown = [sys.executable, *map(str, command)]
+        return seconds(lambda: subprocess.run(shown, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+
+    data, page, own = folder / "pairs", folder / "page.html", ("-m", "c_diffset")
+    measured = ("--split", "train", "--max_images", 2, "--num_inference_steps", 1, "--download", "false")
+    clock(*own, "evaluate", "--model", model, "--data", data, *measured, "--output", folder / "evaluation")
+    sar = next(path for path in sorted(data.rglob("*.png")) if "sar" in path.parts)
+    translate = (*own, "translate", sar, "--model", model, "--output", folder / "eo", "--num_inference_steps", 1)
+    return {
+        "help_seconds_slowest": max(clock(*own, name, "--help") for name in COMMANDS),
+        "compare_seconds": clock(*own, "compare", folder / "evaluation", folder / "evaluation", "--output", page),
+        "import_seconds": clock("-c", "from c_diffset import CDiffSETPipeline"),
+        "first_image_seconds": clock(*translate),
+    }
+
+
 def benchmark(quick: bool = False, json_file: str | None = None) -> None:
     """Run all, print each row of the table as it is ready.
 
@@ -302,6 +328,7 @@ def benchmark(quick: bool = False, json_file: str | None = None) -> None:
             ]
         )
         model, steps = str(folder / "teacher"), [1] if quick else [1, 4]
+        figures |= table([("start-up", lambda: start_up(model, folder))])
         figures |= table(scene_parts(model, folder, steps, precision, quick=quick, limit=60 if quick else 600))
     figures |= {"precision": precision, "torch_threads": torch.get_num_threads(), "cuda": torch.cuda.is_available()}
     if json_file:
