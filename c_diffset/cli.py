@@ -9,6 +9,7 @@ from c_diffset.arguments import ArgumentParser, quieten
 # command: (module:function, what it does)
 COMMANDS = {
     "demo": ("c_diffset.demo:demo", "train and test a small model on generated scenes, in minutes"),
+    "inspect": ("c_diffset.commands:inspect", "look at a data set: splits, sizes, values, faults, a picture"),
     "prepare": ("c_diffset.commands:prepare", "bring a data set into the standard form"),
     "finetune": ("c_diffset.commands:finetune", "fine-tune a model, on one process"),
     "distill": ("c_diffset.commands:distill", "distil a model into a student of few steps, on one process"),
@@ -31,6 +32,7 @@ ARGUMENTS = {
         "source": {"help": "Folder of the data set; for csv, the file."},
         "out": {"help": "New folder for the standard form."},
     },
+    "inspect": {"data": {"help": "Folder, CSV file, Parquet file, WebDataset shards or Hub id of the pairs."}},
     "translate": {
         "inputs": {
             "nargs": "+",

@@ -11,7 +11,66 @@ from c_diffset.arguments import quieten
 from c_diffset.training.config import DecoderConfig, DistillConfig, FinetuneConfig, RunConfig, parse_config
 
 if TYPE_CHECKING:
+    from c_diffset.data.inspect import DataSummary
     from c_diffset.data.prepare import Summary
+
+
+def inspect(
+    data: str,
+    *,
+    output: str = "inspection",
+    model: str | None = None,
+    revision: str | None = None,
+    split: str | None = None,
+    crop_size: int | None = None,
+    streaming: bool = False,
+) -> "DataSummary":
+    """Look at a data set before any work: pairs, sizes, values and faults by split, and six pairs in `preview.png`.
+
+    Sizes are those that the headers of the images say; the values are those of a few pairs, spread over each split.
+
+    Args:
+        data: The folder, file or Hub id of the pairs.
+        output: The folder that `preview.png` is written to.
+        model: The folder or Hub id of the model as which the pairs are seen. By default, transforms are chosen that
+            fit the values.
+        revision: The revision of a Hub id.
+        split: The split to look at. By default, all of them.
+        crop_size: Images with a side smaller than this are listed as faults.
+        streaming: Look at the first pairs alone, without downloading a data set of the Hub.
+
+    Returns:
+        What was found; `failed` lists what cannot be used.
+
+    Raises:
+        ValueError, OSError: There are no such data, or they do not fit the model.
+    """
+    from c_diffset.data.batches import pair_to_tensors
+    from c_diffset.data.eo import declared_eo_transform
+    from c_diffset.data.inspect import fitting_transforms, inspect_source
+    from c_diffset.data.pairs import load_pairs
+    from c_diffset.measurement.preview import write_preview
+    from c_diffset.pipelines.pipeline_cdiffset import EO_DISPLAY, SAR_DISPLAY, CDiffSETPipeline
+
+    summary = inspect_source(data, split, crop_size, streaming)
+    print(summary)
+    shown = next((one for one in sorted(summary.splits, key=lambda one: one.name != "train") if one.pairs), None)
+    if shown is None:
+        return summary
+    if model is not None:
+        config = CDiffSETPipeline.load_config(model, revision=revision)
+        sar_transform, eo_transform = config.get("sar_transform", SAR_DISPLAY), config.get("eo_transform", EO_DISPLAY)
+    else:
+        sar_transform, eo_transform = fitting_transforms(shown)
+        eo_transform = declared_eo_transform(load_pairs(data, shown.name, streaming), data) or eo_transform
+        both = {"sar_transform": sar_transform, "eo_transform": eo_transform}
+        told = [f"--model.{key} '{json.dumps(one)}'" for key, one in both.items() if one["units"] != "display"]
+        if told:
+            print("settings that fit these values:", *told)
+    seen = [pair_to_tensors(pair, sar_transform, eo_transform) for pair in shown.pairs]
+    Path(output).mkdir(parents=True, exist_ok=True)
+    write_preview(Path(output, "preview.png"), seen, sar_transform)
+    return summary
 
 
 def prepare(

@@ -10,16 +10,19 @@ import numpy as np
 import PIL.Image
 from datasets import Dataset
 
+from c_diffset.data.eo import LEAST_SHARE
 from c_diffset.data.headers import read_shape
 from c_diffset.data.images import ON_HUB
 from c_diffset.data.pairs import Pair, list_splits, load_pairs, read_pair
 from c_diffset.data.sources import IMAGES, Pairs
+from c_diffset.pipelines.pipeline_cdiffset import EO_DISPLAY, SAR_DISPLAY
 
 READ = 6  # pairs of a split that are read whole, spread evenly
 HEADERS = 10_000  # pairs of a split whose headers are read, which takes a few seconds
 EMBEDDED = 1_000  # the same where images lie inside of rows, which are read whole
 LISTED = 20  # faults that are printed
 NO_PAIR = "there is no pair"
+RATIO = [0.0, 20.0]  # decibels
 MUCH = 0.2  # share of SAR pixels that are 0, beyond which it is worth a note
 
 
@@ -205,6 +208,27 @@ def values_of(images: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> Values 
     lowest, highest = np.min([low for low, _ in ends], axis=0), np.max([high for _, high in ends], axis=0)
     bands = [tuple(map(float, band)) for band in zip(lowest, some, most, highest, strict=True)]
     return Values("/".join(sorted({str(image.dtype) for image, _ in images})), bands)
+
+
+def fitting_transforms(split: SplitSummary) -> tuple[dict, dict]:
+    """A `sar_transform` and an `eo_transform` that show the values of a split, where no model says what they mean."""
+    sar, eo = split.sar, split.eo
+    if sar is None or eo is None:
+        raise ValueError(f"{split.name}: its images have different numbers of bands, which no model reads")
+    channels: list = [0, 0, 0] if len({*sar.bands}) == 1 else list(range(len(sar.bands)))
+    sar_transform: dict = SAR_DISPLAY | {"channels": channels}
+    if "float" in sar.dtype:
+        units = "db" if min(lowest for lowest, *_ in sar.bands) < 0 else "power"
+        ends = np.array([(low, high) for _, low, high, _ in sar.bands])
+        ends = ends if units == "db" else 10 * np.log10(ends.clip(1e-10))
+        limits = [[float(np.floor(low)), float(np.ceil(high + 1e-3))] for low, high in ends]
+        if len(limits) == 2:  # the usual third channel of two polarisations is their ratio
+            sar_transform, limits = sar_transform | {"channels": [0, 1, "0-1"]}, [*limits, RATIO]
+        sar_transform |= {"units": units, "range": limits[0] if len({*sar.bands}) == 1 else limits}
+    black, white = min(low for _, low, _, _ in eo.bands), max(high for _, _, high, _ in eo.bands)
+    if eo.dtype == "uint8" or eo.dtype == "uint16" and white - black > LEAST_SHARE * 65_535:
+        return sar_transform, dict(EO_DISPLAY)
+    return sar_transform, {"units": "reflectance", "range": [min(0.0, black), float(f"{max(white, black + 1):.3g}")]}
 
 
 def _notes(pairs: list[Pair], bands: set[int]) -> list[str]:

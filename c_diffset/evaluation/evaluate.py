@@ -99,13 +99,13 @@ def evaluate(
     if not models:
         raise ValueError("model is an empty list: name at least one")
     parts.check_output(output, overwrite)
+    pairs = SplitPairs(load_pairs(data, split), crop_size, max_images)  # before models and networks are loaded
+    train_rows = load_pairs(data, "train", streaming=is_remote(data)) if "train" in list_splits(data) else None
     eo_transform = parts.check_models(models, revision, vae)
+    pairs.check_eo(eo_transform, data)
     left_out: list[LeftOut] = []
     lpips_model = parts.try_lpips(lpips_net, lpips_weights, download, left_out)
     features = parts.try_features(lpips_model, inception_weights, download, left_out)
-    train_rows = load_pairs(data, "train", streaming=is_remote(data)) if "train" in list_splits(data) else None
-    pairs = SplitPairs(load_pairs(data, split), crop_size, max_images)
-    pairs.check_eo(eo_transform, data)
     protocol = {
         "data": str(data),
         "data_on_hub": is_remote(data),

@@ -36,7 +36,7 @@ def write_preview(path: Path, seen: Seen, sar_transform: dict | None) -> None:
     picture = io.BytesIO()
     draw_preview(seen, sar_transform).save(picture, "PNG")
     write_file(path, picture.getvalue())
-    print("\n".join([f"{path}: {len(seen)} pairs as the model sees them", *notes_on_ranges(seen, sar_transform)]))
+    print("\n".join([f"{path}: {len(seen)} pairs as a model sees them", *notes_on_ranges(seen, sar_transform)]))
 
 
 def notes_on_ranges(seen: Seen, sar_transform: dict | None) -> list[str]:

@@ -7,13 +7,17 @@ import numpy as np
 import PIL.Image
 import pytest
 import rasterio
+import torch
 from datasets import Dataset
 
+from c_diffset.cli import main
+from c_diffset.data.batches import pair_to_tensors
 from c_diffset.data.headers import read_shape
 from c_diffset.data.images import MAX_PIXELS, read_image
 from c_diffset.data.inspect import EMBEDDED, READ, inspect_source, inspect_split
-from c_diffset.data.pairs import load_pairs
+from c_diffset.data.pairs import load_pairs, read_pair
 from c_diffset.data.splits import hold_out
+from c_diffset.measurement.preview import draw_preview, notes_on_ranges
 from c_diffset.synthetic.generate import write_pairs
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -173,3 +177,61 @@ def test_without_places_pairs_are_held_out_at_random_and_it_is_said(rows):
 def test_one_pair_cannot_be_divided():
     with pytest.raises(ValueError, match="fewer than two pairs cannot be divided"):
         hold_out(tiles().select([0]), 0.5)
+
+
+# the command
+
+
+def test_the_command_prints_what_there_is_and_draws_it(tmp_path, capsys):
+    write_pairs(tmp_path / "data", 8, size=64, split="train")
+    write_pairs(tmp_path / "data", 2, size=64, split="test")
+    assert main(["inspect", str(tmp_path / "data"), "--output", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "train: 8 pairs, 64 x 64" in printed and "test: 2 pairs" in printed and "settings" not in printed
+    picture = np.array(PIL.Image.open(tmp_path / "out/preview.png"))
+    assert picture.shape[0] > 6 * 256 and 2 * 256 < picture.shape[1] < 3 * 256  # six rows, SAR and EO
+    assert main(["inspect", str(tmp_path / "data"), "--output", str(tmp_path / "out"), "--crop_size", "128"]) == 1
+    assert capsys.readouterr().out.count("cannot be used: pair ") == 10
+
+
+def test_the_command_names_settings_that_fit_backscatter_and_reflectances(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    sar = np.stack([rng.normal(mean, 2, (32, 32)) for mean in (-12, -20)]).astype(np.float32)
+    eo = rng.integers(100, 3000, (3, 32, 32), dtype=np.uint16)
+    for kind, bands in (("sar", sar), ("eo", eo)):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        shape = {"height": 32, "width": 32, "count": len(bands), "dtype": bands.dtype}
+        with rasterio.open(tmp_path / "data" / kind / "a.tif", "w", driver="GTiff", **shape) as raster:
+            raster.write(bands)
+    assert main(["inspect", str(tmp_path / "data"), "--output", str(tmp_path / "out")]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("settings")]
+    sar_transform, eo_transform = (json.loads(text) for text in line.split("'")[1::2])
+    assert sar_transform["units"] == "db" and sar_transform["channels"] == [0, 1, "0-1"]
+    assert sar_transform["range"][0] == pytest.approx([-17, -7], abs=1.5)
+    assert eo_transform["units"] == "reflectance" and eo_transform["range"] == pytest.approx([0, 3000], rel=0.05)
+    seen = pair_to_tensors(read_pair(load_pairs(tmp_path / "data")[0]), sar_transform, eo_transform)
+    assert seen["sar"].std() > 0.2 and seen["eo"].std() > 0.2
+
+
+def test_the_command_refuses_data_that_a_model_does_not_fit(tmp_path, make_pipe, capsys):
+    write_pairs(tmp_path / "data", 2, size=32, split="train", sar_format="tif")
+    make_pipe("pixel").save_pretrained(tmp_path / "model")
+    options = ["--output", str(tmp_path / "out"), "--model", str(tmp_path / "model")]
+    assert main(["inspect", str(tmp_path / "data"), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "pair train-0000" in error and not (tmp_path / "out").exists()
+    write_pairs(tmp_path / "display", 2, size=32, split="train")
+    assert main(["inspect", str(tmp_path / "display"), *options]) == 0
+    assert main(["inspect", str(tmp_path / "nowhere"), *options]) == 2
+
+
+def test_what_has_no_data_is_orange_in_the_preview():
+    seen = {"sar": -torch.ones(1, 8, 8), "eo": torch.ones(3, 8, 8), "mask": torch.ones(1, 8, 8)}
+    seen["mask"][:, :4] = 0
+    picture = np.array(draw_preview([seen], {"units": "display", "channels": [0]}))
+    colours = {tuple(colour) for colour in picture[24:].reshape(-1, 3)}
+    assert {(255, 128, 0), (0, 0, 0), (255, 255, 255)} <= colours
+    assert notes_on_ranges([seen], {"channels": [0]}) == [
+        "  note: 100% of the values of SAR are black for the model: check its sar_transform",
+        "  note: 100% of the values of EO are white for the model: check its eo_transform",
+    ]

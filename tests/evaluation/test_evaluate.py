@@ -14,6 +14,7 @@ import torch
 from diffusers import DDIMScheduler
 from skimage.metrics import peak_signal_noise_ratio
 
+from c_diffset.cli import main
 from c_diffset.data.pairs import Pair, load_pairs, read_pair
 from c_diffset.evaluation.evaluate import evaluate
 from c_diffset.evaluation.report import read_report
@@ -327,3 +328,17 @@ def test_grid_keeps_pixels_and_fixes_the_colours_of_confidence():
     assert all(len(place) >= 40 * 60 for place in places) and places[0][0, 1] < places[1][0, 1]
     large = make_grid([{"SAR": torch.zeros(3, 400, 200)}], cell=100)
     assert isinstance(large, PIL.Image.Image) and large.height < 140 and large.width < 70
+
+
+@pytest.mark.parametrize("command", ["evaluate", "calibrate"])
+def test_data_are_looked_for_before_models(command, pipe, data, tmp_path, capsys):
+    """The model's weights are damaged, and so is a file of LPIPS: neither is read before the data are found."""
+    pipe.save_pretrained(tmp_path / "model")
+    (tmp_path / "model/unet/diffusion_pytorch_model.safetensors").write_bytes(b"damaged")
+    arguments = [command, "--model", str(tmp_path / "model")]
+    if command == "evaluate":
+        arguments += ["--lpips_weights", str(tmp_path / "damaged.pth")]
+    assert main([*arguments, "--data", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere is neither a file or folder" in capsys.readouterr().err
+    assert main([*arguments, "--data", str(data), "--split", "spring"]) == 2
+    assert "has no split 'spring'; found: " in capsys.readouterr().err

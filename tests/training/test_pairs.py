@@ -81,7 +81,7 @@ def test_a_part_is_held_out_and_not_trained_on(source, tmp_path, capsys):
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["data"]["validation_fraction"] == 0.3
     picture = np.array(PIL.Image.open(tmp_path / "run/preview.png"))
     assert picture.shape[0] > 6 * 256 and picture[30:, :256].std() > 10  # six rows
-    assert "6 pairs as the model sees them" in printed
+    assert "6 pairs as a model sees them" in printed
 
 
 def test_what_is_held_out_follows_the_seed(tmp_path):
