@@ -1,6 +1,7 @@
 """The command `calibrate`: what error a model's variance stands for, measured on a split, stored beside the model."""
 
 import os
+import shlex
 import warnings
 from pathlib import Path
 
@@ -83,4 +84,8 @@ def calibrate(
         print(describe(steps, maps[str(steps)], pool))
     facts = {"threshold": float(threshold), "data": public_name(data), "split": split, "n": images}
     write_file(index.with_name("pipeline.py"), SOURCE)
-    return store_calibration(index, facts | {"first_image": pairs.first_image}, maps)
+    calibration = store_calibration(index, facts | {"first_image": pairs.first_image}, maps)
+    print(f"{index} holds the calibration: `c-diffset translate --confidence` writes the expected error from now on")
+    where = " ".join(shlex.quote(f"{value}") for value in ("--model", model, "--data", data))
+    print(f"next: c-diffset evaluate {where} --split test --output evaluation")
+    return calibration

@@ -9,10 +9,18 @@ from c_diffset.evaluation.reliability import ReliabilityCurve, bin_sums, quantil
 from c_diffset.evaluation.report import shown
 from c_diffset.files import check_writable, read_json, write_json
 from c_diffset.measurement.measure import PairResult
-from c_diffset.pipelines.pipeline_cdiffset import check_calibration
+from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, check_calibration
 
 SHIFT = 13  # of the 23 bits of a float32 mantissa: fine bins of variance are 0.1 % wide
 FINE_BINS = 1 << (31 - SHIFT)
+
+
+def calibrated_on(pipe: CDiffSETPipeline, num_inference_steps: int | None) -> str | None:
+    """What the expected error was fitted on; None where the model gives none at this number of steps."""
+    if pipe.calibration_knots(num_inference_steps or pipe.config.default_num_inference_steps) is None:
+        return None
+    data, split, n = (pipe.config.calibration.get(key, "unknown") for key in ("data", "split", "n"))
+    return f"{data}, split {split}: {n} images"
 
 
 def is_in_sample(calibration: dict, data_name: str, split: str, first_image: str) -> bool:

@@ -3,19 +3,22 @@
 import os
 from pathlib import Path
 
-from c_diffset.evaluation.page.page import make_page
+from c_diffset.evaluation.page.page import VERDICTS, make_page, verdict
 from c_diffset.evaluation.reliability import paired_bootstrap
-from c_diffset.evaluation.report import Difference, Report, read_report, shown
+from c_diffset.evaluation.report import Difference, Report, read_reports, shown
 from c_diffset.files import check_writable, write_file
 
 SAME_IMAGES = ("data_name", "split", "crop_size", "n", "eo_values")  # what reports on one page share, beside ids
+MOST_NAMED = 5  # models in a line of the console
 
 
 def write_report(metrics: list[str | os.PathLike], output: str | os.PathLike) -> None:
-    """Write the page of one or several evaluations on the same images; it has no pictures.
+    """Write the page of one or several evaluations on the same images, and print how the models compare.
+
+    The page has no pictures.
 
     Args:
-        metrics: The `metrics.json` files, or the folders that `evaluate` has written them to.
+        metrics: The `metrics.json` files, or the folders that `evaluate` has written them to, for one model or several.
         output: The HTML file that is written. It must not exist yet.
 
     Raises:
@@ -27,11 +30,31 @@ def write_report(metrics: list[str | os.PathLike], output: str | os.PathLike) ->
     if output.exists():
         raise FileExistsError(f"{output} exists: choose another output")
     check_writable(output.parent)
-    reports = [read_report(path) for path in metrics]
+    reports = [report for path in metrics for report in read_reports(path)]
     names = unique_names([report.model for report in reports])
-    page = make_page(reports, names, compare(reports, names))
+    differences = compare(reports, names)
+    page = make_page(reports, names, differences)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_file(output, page)
+    first = reports[0]
+    models = "1 model" if len(reports) == 1 else f"{len(reports)} models"
+    images = f"{first.n} images of {shown(first.data)}, split {shown(first.split)}"
+    print(f"{output}: {models} on {images}; open it in a browser")
+    if differences:
+        print(f"beside {shown(names[0])}: {summary(differences)}")
+    print("next: c-diffset publish MODEL --repo USER/NAME --evaluation FOLDER, for the model that you choose")
+
+
+def summary(differences: list[Difference]) -> str:
+    """In how many metrics each of the other models differs from the first, in words."""
+    verdicts: dict[str, list[str]] = {}
+    for each in differences:
+        verdicts.setdefault(each.model, []).append(verdict(each))
+    parts = []
+    for model, found in list(verdicts.items())[:MOST_NAMED]:
+        counts = ", ".join(f"{found.count(word)} {word}" for word in VERDICTS if word in found)
+        parts.append(f"{shown(model)} has {counts} of {len(found)} metrics")
+    return "; ".join(parts) + " ..." * (len(verdicts) > MOST_NAMED)
 
 
 def compare(reports: list[Report], names: list[str]) -> list[Difference]:

@@ -145,4 +145,5 @@ def evaluate(
         if len(models) > 1:
             write_json(Path(output, "differences.json"), to_json(differences))
         write_file(Path(output, "report.html"), make_page(reports, names, differences, gallery))
+        print(parts.closing(reports[0], len(models), Path(output)))
     return reports[0] if len(models) == 1 else Comparison(reports, differences)

@@ -137,6 +137,14 @@ class LeftOut:
     reason: str
 
 
+def by_reason(entries: list[LeftOut]) -> dict[str, list[str]]:
+    """The metrics that were not measured, by the reason, each once."""
+    reasons: dict[str, list[str]] = {}
+    for entry in dict.fromkeys(entries):
+        reasons.setdefault(entry.reason, []).append(entry.metric)
+    return reasons
+
+
 @dataclass
 class Difference:
     """The mean difference of `model` to the first model in one metric, with its 95 % interval over `n` images."""
@@ -271,6 +279,18 @@ def read_report(path: str | os.PathLike) -> Report:
         return Report.from_json(content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; expected the metrics.json of one model by `c-diffset evaluate`") from None
+
+
+def read_reports(path: str | os.PathLike) -> list[Report]:
+    """The report that `read_report` finds; of a folder that `evaluate` wrote for several models, theirs in its order.
+
+    Raises:
+        ValueError, OSError: as `read_report`.
+    """
+    folder = Path(path)
+    inner = [] if (folder / "metrics.json").exists() else list(folder.glob("*/metrics.json"))
+    inner.sort(key=lambda file: (int(number) if (number := file.parent.name.split("_")[0]).isdecimal() else 0, file))
+    return [read_report(file) for file in inner] or [read_report(path)]
 
 
 def to_json(value: Any) -> Any:

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +17,10 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from c_diffset.evaluation.calibration import absolute_error, is_in_sample, pixel_variance
+from c_diffset.evaluation.calibration import absolute_error, calibrated_on, is_in_sample, pixel_variance
 from c_diffset.evaluation.page.pictures import Gallery
 from c_diffset.evaluation.reliability import PixelSample
-from c_diffset.evaluation.report import ImageMetrics, LeftOut, Report
+from c_diffset.evaluation.report import ImageMetrics, LeftOut, Report, by_reason
 from c_diffset.evaluation.split import SplitPairs
 from c_diffset.files import check_writable, write_file, write_json
 from c_diffset.measurement.conventions import convention
@@ -106,7 +107,7 @@ class Session:
             n=len(images),
             **self.pairs.describe(),
             **_describe_sampling(pipe, self.num_inference_steps),
-            calibration=_describe_calibration(pipe, self.num_inference_steps),
+            calibration=calibrated_on(pipe, self.num_inference_steps),
             mean=means,
             conventions={metric: convention(metric) for metric in means},
             floors=floors,
@@ -160,14 +161,14 @@ def add_pixels(sample: PixelSample, result: PairResult, spread: str) -> None:
 
 def try_lpips(net, weights, download, left_out: list[LeftOut]) -> lpips.LPIPS | None:
     if net is None:
-        left_out.append(LeftOut("lpips", "lpips_net is not set"))
+        left_out.append(LeftOut("lpips", "it was not asked for: name a network with --lpips_net"))
         return None
     try:
         return load_lpips(net, weights, download)
     except OSError as error:
         if weights is not None:
             raise
-        left_out.append(LeftOut(f"lpips_{net}", f"no lpips_weights: {error}"))
+        left_out.append(LeftOut(f"lpips_{net}", _without_weights(error, download, "--lpips_weights")))
         return None
 
 
@@ -179,10 +180,16 @@ def try_features(lpips_model, inception_weights, download, left_out: list[LeftOu
     except OSError as error:
         if inception_weights is not None:
             raise
-        left_out += [LeftOut(name, f"no inception_weights: {error}") for name in ("fid", "kid")]
+        reason = _without_weights(error, download, "--inception_weights")
+        left_out += [LeftOut(name, reason) for name in ("fid", "kid")]
     if lpips_model is not None:
         features[f"_lpips_{lpips_model.pnet_type}"] = lpips_features(lpips_model)
     return features
+
+
+def _without_weights(error: OSError, download: bool, option: str) -> str:
+    """What is missing, and what to do."""
+    return f"{error}: {'connect this machine' if download else 'allow the download'}, or name the file with {option}"
 
 
 def _distances(vectors: dict[str, tuple[list[Tensor], list[Tensor]]], left_out: list[LeftOut]) -> dict[str, float]:
@@ -190,7 +197,8 @@ def _distances(vectors: dict[str, tuple[list[Tensor], list[Tensor]]], left_out: 
     distances = {}
     for name, (generated, eo) in vectors.items():
         if len(eo) < 2:
-            left_out += [LeftOut(kind + name, "needs at least 2 images") for kind in ("fid", "kid")]
+            reason = "it compares sets of images: measure at least 2"
+            left_out += [LeftOut(kind + name, reason) for kind in ("fid", "kid")]
             continue
         distances["fid" + name] = frechet_distance(torch.cat(generated), torch.cat(eo))
         distances["kid" + name] = kernel_distance(torch.cat(generated), torch.cat(eo))
@@ -213,14 +221,6 @@ def _describe_sampling(pipe: CDiffSETPipeline, num_inference_steps: int | None) 
     }
 
 
-def _describe_calibration(pipe: CDiffSETPipeline, num_inference_steps: int | None) -> str | None:
-    """What the expected error was fitted on; None where the model gives none at this number of steps."""
-    if pipe.calibration_knots(num_inference_steps or pipe.config.default_num_inference_steps) is None:
-        return None
-    data, split, n = (pipe.config.calibration.get(key, "unknown") for key in ("data", "split", "n"))
-    return f"{data}, split {split}: {n} images"
-
-
 def _describe_autoencoder(vae: AutoencoderKL | AutoencoderTiny) -> str:
     """Its class, and where it was loaded from."""
     return f"{type(vae).__name__}, {vae.config.get('_name_or_path') or 'in memory'}"
@@ -241,7 +241,22 @@ def quality_table(report: Report) -> str:
     for metric in report.mean:
         values = [f"{column[metric]:.4f}" if metric in column else "-" for column in columns.values()]
         lines.append(f"{metric:<22}" + "".join(f"{value:>13}" for value in values))
-    lines += [f"left out: {entry.metric} ({entry.reason})" for entry in report.left_out]
+    lines += [f"left out: {', '.join(names)} ({reason})" for reason, names in by_reason(report.left_out).items()]
+    return "\n".join(lines)
+
+
+def closing(report: Report, models: int, folder: Path) -> str:
+    """What was written and what comes next, in two lines; `report` is that of the first of so many models."""
+    place = "beside it" if models == 1 else "in a folder for each model"
+    lines = [f"{folder / 'report.html'}: open it in a browser; metrics.json, per_image.csv and grid.png are {place}"]
+    named = {key: shlex.quote(value) for key, value in (("model", report.model), ("data", report.data))}
+    if not Path(report.model).is_dir():  # only a folder can be calibrated and published
+        return lines[0]
+    if models == 1 and report.trust and not report.trust.expected_error:
+        lines.append(f"next: c-diffset calibrate --model {named['model']} --data {named['data']}, then evaluate again")
+    else:
+        model = named["model"] if models == 1 else "MODEL"
+        lines.append(f"next: c-diffset publish {model} --repo USER/NAME --evaluation {shlex.quote(str(folder))}")
     return "\n".join(lines)
 
 

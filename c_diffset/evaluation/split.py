@@ -101,6 +101,7 @@ def is_remote(data: str | os.PathLike) -> bool:
 def train_colour(rows: Pairs | None, eo_transform: dict, left_out: list[LeftOut]) -> list[float] | None:
     """The mean colour of at most `MEAN_COLOUR_PAIRS` pairs, evenly spread, or the first ones of a remote data set."""
     if rows is None:
-        left_out.append(LeftOut("floor mean_colour", "the data have no train split, and none was given"))
+        reason = "the data have no train split to take it from: name the colour with --mean_colour"
+        left_out.append(LeftOut("floor mean_colour", reason))
         return None
     return mean_colour_of(some_pairs(rows, MEAN_COLOUR_PAIRS), eo_transform)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from c_diffset.evaluation.report import Report
+from c_diffset.evaluation.calibration import calibrated_on
+from c_diffset.evaluation.report import Report, by_reason
 from c_diffset.files import public_name
 from c_diffset.hub.markdown import code, fence, plain, text
 from c_diffset.hub.mlm import FINITE, UNITS, band_names, channel_names, channel_ranges
@@ -46,6 +47,15 @@ class Facts:
     weights: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     @property
+    def has_unjudged_calibration(self) -> bool:
+        """Whether the report was made without the calibration that the model has now for its number of steps."""
+        report = self.report
+        if report is None or report.trust is None:
+            return False
+        now = calibrated_on(self.pipe, report.num_inference_steps)
+        return now is not None and (report.trust.expected_error is None or report.calibration not in (None, now))
+
+    @property
     def name(self) -> str:
         return self.repo.split("/")[1]
 
@@ -67,6 +77,7 @@ def model_card(facts: Facts) -> str:
         calibration=facts.pipe.config.calibration,
         calibrated_data=public_name(str((facts.pipe.config.calibration or {}).get("data", "unknown data"))),
         columns=quality_columns(report),
+        left_out=by_reason(report.left_out) if report else {},
         without_folders=without_folders,
     )
     if len(str(card)) > LARGEST_CARD:

@@ -14,7 +14,7 @@ from huggingface_hub import CommitOperationAdd
 
 from c_diffset.data.images import read_image
 from c_diffset.data.pairs import list_splits, load_pairs
-from c_diffset.evaluation.report import Report, read_report
+from c_diffset.evaluation.report import Report, read_reports
 from c_diffset.files import file_sha256, folder_aside, public_name, read_json
 from c_diffset.hub.card import Facts, autoencoder_card, model_card
 from c_diffset.hub.checks import (
@@ -40,6 +40,7 @@ from c_diffset.pipelines.pipeline_cdiffset import SOURCE
 from c_diffset.sar.gdal import find_crs, open_raster
 
 Contents = dict[str, Path | bytes]  # of a repository: for the name of each file the file to send, or its content
+MOST_NAMED = 5  # models in an error message
 PLAIN_FILES = ("README.md", "LICENSE", *UNTOUCHED)  # a repository that holds nothing else is as good as new
 
 
@@ -136,6 +137,8 @@ def assemble(folder: Path, repo: str, choices: Choices) -> Contents:
         pixel_size=choices.pixel_size or _pixel_size(run),
         weights=weights,
     )
+    if facts.has_unjudged_calibration:
+        print("the evaluation was made before the calibration: evaluate again if the card is to say how good that is")
     contents["README.md"] = model_card(facts).encode()
     contents["mlm.json"] = _json(mlm_item(pipe, repo, license, weights, origin, from_scratch))
     contents["checksums.sha256"] = "".join(f"{sha256}  {name}\n" for name, (_, sha256) in weights.items()).encode()
@@ -178,19 +181,28 @@ def _picture(source: Path) -> bytes:
 
 
 def read_evaluation(path: Path, folder: Path) -> Report:
-    """The report of `c-diffset evaluate` on this model.
+    """The report of `c-diffset evaluate` on this model, which may be one of several that were evaluated together.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is on other weights, or no such report.
+        ValueError: it is on other weights, or no such report; or several are on these weights, and none on this folder.
     """
-    report, weights = read_report(path), model_revision(folder)
-    if report.weights is None or report.weights != weights:
+    reports, weights = read_reports(path), model_revision(folder)
+    own = [report for report in reports if report.weights is not None and report.weights == weights]
+    if len(own) > 1:  # as of `best` and `pipeline` of one run, where the last update was the best
+        own = [report for report in own if Path(report.model).resolve() == folder.resolve()] or own
+    if len(own) == 1:
+        return own[0]
+    found = [f"{plain(report.model)}, with weights {plain(report.weights)}" for report in reports]
+    about = " and ".join(found[:MOST_NAMED]) + " ..." * (len(found) > MOST_NAMED)
+    if own:
         raise ValueError(
-            f"{path} is about {plain(report.model)}, with weights {plain(report.weights)}, and not about {weights} in "
-            f"{folder}: evaluate the folder that you publish"
+            f"{path} is about {about}: {len(own)} of them have the weights of {folder}, so name the folder of the "
+            "report that you mean"
         )
-    return report
+    raise ValueError(
+        f"{path} is about {about}, and not about {weights} in {folder}: evaluate the folder that you publish"
+    )
 
 
 def _pixel_size(run: Run | None) -> float | None:

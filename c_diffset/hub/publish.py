@@ -28,7 +28,8 @@ def publish(
         repo: The Hub id of the repository, user/name; it is made if it does not exist.
         private: Make a new repository private.
         dry_run: A new or empty folder that everything is written to, instead of the Hub.
-        evaluation: The `metrics.json` of `c-diffset evaluate` for this model, or its folder: the metrics of the card.
+        evaluation: The folder or `metrics.json` of `c-diffset evaluate`, for the metrics of the card. Of several models
+            that were evaluated together, the report with the weights of `folder` counts.
         grid: A PNG file with pictures for the card; only where the licence of the data lets them be shown.
         license: The identifier of the weights' licence; it follows from the base where that is Stable Diffusion.
         base_model: The Hub id that the weights come from, where the run does not tell.

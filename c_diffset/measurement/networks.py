@@ -35,12 +35,22 @@ def _named(path: str | Path, function: Callable, *args, **options):
 
 
 def _hub_weights(url: str, download: bool) -> dict[str, Tensor]:
-    """Weights from torch's cache, or downloaded with the hash in their name checked. OSError without either."""
-    cached = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
+    """Weights from torch's cache, or downloaded with the hash in their name checked.
+
+    Raises:
+        OSError: they are neither; the message is a sentence without the folders of this machine.
+    """
+    address = urlparse(url)
+    cached = Path(torch.hub.get_dir(), "checkpoints", Path(address.path).name)
     if not download and not cached.exists():
-        raise FileNotFoundError(f"{cached.name} is not in {cached.parent}, and downloads are off")
+        raise FileNotFoundError(f"the weights {cached.name} are not in torch's cache, and downloads are off")
     load = torch.hub.load_state_dict_from_url
-    return _named(cached, load, url, map_location="cpu", check_hash=True, weights_only=True)
+    try:
+        return _named(cached, load, url, map_location="cpu", check_hash=True, weights_only=True)
+    except OSError as error:
+        if cached.exists():
+            raise
+        raise OSError(f"the weights {cached.name} could not be downloaded from {address.hostname}") from error
 
 
 def load_lpips(net: str = "squeeze", weights: str | Path | None = None, download: bool = True) -> lpips.LPIPS:

@@ -148,6 +148,8 @@ def test_expected_error_of_unseen_images_is_the_measured_one_in_every_decile(mod
     printed = capsys.readouterr().out.splitlines()
     assert "2 steps, 16 images" in printed[0]
     assert [len(line.split()) for line in printed[2:4]] == [11, 11]
+    assert printed[-2].startswith(f"{model / 'model_index.json'} holds the calibration")
+    assert printed[-1].startswith(f"next: c-diffset evaluate --model {model} --data {tmp_path / 'pairs'}")
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from c_diffset.cli import main
 from c_diffset.data.pairs import Pair, load_pairs, read_pair
 from c_diffset.evaluation.evaluate import evaluate
 from c_diffset.evaluation.report import read_report
+from c_diffset.evaluation.session import try_features
 from c_diffset.evaluation.split import split_against_train
 from c_diffset.measurement.colours import SCALES
 from c_diffset.measurement.measure import crop_pairs, evaluate_pairs, floors_and_ceiling, mean_colour_of
@@ -88,9 +89,25 @@ def test_evaluate_from_a_saved_model_to_files(pipe, data, tmp_path, capsys):
     assert set(report.floors) == {"sar_grey", "mean_colour"}
     assert report.ceiling is None and report.autoencoder is None
     assert [entry.metric for entry in report.left_out] == ["fid", "kid"]
-    assert "downloads are off" in report.left_out[0].reason
+    for entry in report.left_out:  # a sentence without the folders of this machine, and what to do
+        assert "downloads are off: allow the download, or name the file with --inception_weights" in entry.reason
+        assert "/" not in entry.reason
     printed = capsys.readouterr().out
-    assert all(word in printed for word in ("psnr", "sar_grey", "mean_colour", "left out: fid", "16 images"))
+    assert all(word in printed for word in ("psnr", "sar_grey", "mean_colour", "left out: fid, kid (", "16 images"))
+    written, following = printed.splitlines()[-2:]
+    assert written.startswith(f"{tmp_path / 'out/report.html'}: open it in a browser")
+    assert following.startswith(f"next: c-diffset calibrate --model {tmp_path / 'model'} --data {data}")
+
+
+def test_a_download_that_fails_is_left_out_in_a_sentence(monkeypatch):
+    monkeypatch.setattr("c_diffset.measurement.networks.INCEPTION_URL", "http://127.0.0.1:9/weights-01234567.pth")
+    left_out = []
+    assert try_features(None, None, True, left_out) == {}
+    assert {entry.metric: entry.reason for entry in left_out} == dict.fromkeys(
+        ("fid", "kid"),
+        "the weights weights-01234567.pth could not be downloaded from 127.0.0.1: connect this machine, or name the "
+        "file with --inception_weights",
+    )
 
 
 def test_metrics_are_those_of_the_8_bit_files(pipe, pairs):

@@ -2,14 +2,21 @@
 
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
 
+from c_diffset.cli import main
 from c_diffset.evaluation.compare import write_report
 from c_diffset.evaluation.evaluate import evaluate
+from c_diffset.evaluation.page.page import make_page
+from c_diffset.evaluation.page.pictures import Card, GalleryView, Group
+from c_diffset.evaluation.report import ImageMetrics, LeftOut
 from c_diffset.synthetic.generate import write_pairs
 from tests.evaluation.browser import BINARY, Browser
+from tests.evaluation.reports import full_report
 
 OPTIONS = {"num_inference_steps": 1, "lpips_net": None, "download": False}
 VOID = {"meta", "img", "br", "hr", "link", "input", "col"}
@@ -59,8 +66,8 @@ def two_models(make_pipe, data, tmp_path):
         ("<script>alert(1)<b>plain", "tiny", None),
         ("calibrated", "pixel", {"threshold": 32.0, "steps": {"1": knots}}),
     ):
-        make_pipe(space, calibration=calibration, sar_transform=transform).save_pretrained(tmp_path / name)
-        models.append(str(tmp_path / name))
+        make_pipe(space, calibration=calibration, sar_transform=transform).save_pretrained(tmp_path / "runs" / name)
+        models.append(str(tmp_path / "runs" / name))
     evaluate(models, data, output=tmp_path / "out", spread_samples=2, **OPTIONS)
     return tmp_path / "out"
 
@@ -107,16 +114,86 @@ def test_reports_over_other_images_are_not_compared(make_pipe, data, tmp_path, m
         write_report(files[:1], tmp_path / "both.html")
 
 
+def test_the_expected_error_comes_first_where_the_model_is_calibrated():
+    uri = "data:image/jpeg;base64,"
+    pictures = dict.fromkeys(("SAR", "generated", "EO", "error", "expected error", "confidence"), uri)
+    card = Card("a", [Group(None, {"psnr": 1.0}, pictures)])
+    text = make_page([full_report()], ["first"], [], GalleryView("psnr", [card], []))
+    order = ('id="expected"', 'id="confidence"', "expected error of a", "confidence of a")
+    places = [text.index(words) for words in order]
+    assert places == sorted(places)
+    for words in ("error and expected error", "64 levels and more", "calibrated on this very split"):
+        assert words in text
+    bare = full_report()
+    bare.trust.expected_error = bare.trust.error_probability = bare.trust.in_sample = None
+    text = make_page([bare], ["first"], [])
+    assert 'id="expected"' not in text and "There is no expected error" in text
+
+
+def test_what_is_left_out_says_why_once():
+    left_out = [LeftOut(name, reason) for name, reason in (("fid", "no file"), ("kid", "no file"), ("ssim", "small"))]
+    text = make_page([full_report(left_out=left_out)], ["first"], [])
+    assert "<dt>fid, kid</dt><dd>no file</dd>" in text and "<dt>ssim</dt><dd>small</dd>" in text
+
+
+def test_compare_says_what_it_found_and_reads_several_models_of_one_folder(tmp_path, capsys):
+    rows = full_report().images
+    better = [ImageMetrics(row.id, row.metrics | {"psnr": row.metrics["psnr"] + 1}) for row in rows]
+    for name, images in (("0_first", rows), ("1_second", better), ("10_third", rows)):
+        report = full_report(model=f"runs/{name}", images=images)
+        (tmp_path / "both" / name).mkdir(parents=True)
+        (tmp_path / "both" / name / "metrics.json").write_text(json.dumps(report.to_json()))
+    page = tmp_path / "page.html"
+    assert not main(["compare", str(tmp_path / "both"), "--output", str(page)])
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{page}: 3 models on 3 images of 'data/pairs', split 'test'")
+    assert "'runs/1_second' has 1 better, 3 equal of 4 metrics; 'runs/10_third' has 4 equal of 4 metrics" in second
+    assert third.startswith("next: c-diffset publish MODEL")
+    text = page.read_text()
+    assert "the same line as runs/0_first" in text and text.count("<td>equal") + text.count('short">equal') == 7
+
+
+def test_the_page_needs_neither_torch_nor_scipy():
+    """So that reports are compared at once."""
+    heavy = "{'torch', 'scipy', 'diffusers', 'datasets'}"
+    code = f"import sys, c_diffset.evaluation.compare; print(*{heavy} & {{*sys.modules}})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+# the words of headers that do not stand in one line; the numbers that are not aligned as their header is
+HEADERS = """[...document.querySelectorAll('th')].map(cell => {
+  const walk = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT), words = [];
+  while (walk.nextNode()) for (const word of walk.currentNode.data.matchAll(/[a-z0-9]+/gi)) {
+    const range = document.createRange();
+    range.setStart(walk.currentNode, word.index); range.setEnd(walk.currentNode, word.index + word[0].length);
+    if (range.getClientRects().length > 1) words.push(word[0]);
+  }
+  return words.join();
+}).filter(word => word)"""
+COLUMNS = """[...document.querySelectorAll('tbody td.n')].filter(cell => {
+  const head = cell.closest('table').tHead.rows[0].cells[cell.cellIndex];
+  const [own, its] = [cell, head].map(each => getComputedStyle(each));
+  return !(own.textAlign == 'right' && its.textAlign == 'right' && own.fontVariantNumeric.includes('tabular-nums'));
+}).length"""
+SCROLLERS = """[...document.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth)
+  .map(box => [box.tabIndex, box.getAttribute('role'), box.ariaLabel, getComputedStyle(box).backgroundImage])"""
+
+
 @pytest.mark.skipif(BINARY is None, reason="no Chromium on this machine")
 def test_in_a_browser_on_a_phone_and_a_desk(two_models, tmp_path):
     browser = Browser(tmp_path / "profile")
     try:
-        for width, height, mobile, dark in ((390, 844, True, False), (1280, 900, False, True)):
+        for width, height, mobile, dark in ((390, 844, True, False), (1400, 900, False, True)):
             browser.open(two_models / "report.html", width, height, mobile=mobile, dark=dark)
             browser.screenshot(tmp_path / f"{width}.png", whole=True)
             assert browser.evaluate("document.documentElement.scrollWidth") <= width
             assert browser.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
             assert browser.evaluate("document.images.length") >= 8
+            assert browser.evaluate(HEADERS) == [] and browser.evaluate(COLUMNS) == 0
+            scrollers = browser.evaluate(SCROLLERS)
+            assert len(scrollers) >= 2 or width > 390
+            for focus, role, label, background in scrollers:
+                assert (focus, role) == (0, "region") and "scroll" in label and "gradient" in background
             asked = [event for event in browser.events if event.get("method") == "Network.requestWillBeSent"]
             urls = [event["params"]["request"]["url"] for event in asked]
             assert all(url.startswith(("file:", "data:")) for url in urls)

@@ -119,5 +119,12 @@ def evaluation_of(model: Path, **changes) -> dict:
     return EVALUATION | {"model": str(model), "weights": model_revision(model)} | changes
 
 
+def write_reports(folder: Path, contents: list[dict]) -> None:
+    """The reports of an evaluation of several models."""
+    for number, content in enumerate(contents):
+        (folder / f"{number}_model").mkdir(parents=True)
+        (folder / f"{number}_model" / "metrics.json").write_text(json.dumps(content))
+
+
 def change_json(path: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

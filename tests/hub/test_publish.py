@@ -16,7 +16,7 @@ from huggingface_hub import DatasetCard, ModelCard
 from pystac.validation import validate_dict
 
 from c_diffset import write_pairs
-from c_diffset.hub.contents import publish_autoencoder
+from c_diffset.hub.contents import publish_autoencoder, read_evaluation
 from c_diffset.hub.licence import inherited_license
 from c_diffset.hub.publish import publish
 from c_diffset.hub.publish_pairs import pairs_card
@@ -35,6 +35,7 @@ from tests.hub.conftest import (
     evaluation_of,
     names_below,
     translate,
+    write_reports,
     write_run,
 )
 from tests.hub.markdown import foreign_parts, parts_of, shown_text
@@ -191,6 +192,33 @@ def test_the_card_says_what_black_and_white_stand_for(model, tmp_path):
     change_json(model / "model_index.json", eo_transform={"units": "reflectance", "range": [3000, 0]})
     with pytest.raises(ValueError, match="eo_transform"):
         publish(model, REPO, dry_run=tmp_path / "again")
+
+
+def test_of_several_reports_the_card_has_that_of_its_model(model, tmp_path):
+    own, other = evaluation_of(model), evaluation_of(model, weights="sha256:0", mean={"psnr": 9.0})
+    write_reports(tmp_path / "two", [other, own])
+    publish(model, REPO, evaluation=tmp_path / "two", dry_run=tmp_path / "out")
+    assert "psnr | 15.4000" in shown_text(ModelCard.load(tmp_path / "out/README.md").text)
+    twin = evaluation_of(model, mean={"psnr": 9.0}) | {"model": "runs/twin"}  # the same weights in another folder
+    write_reports(tmp_path / "twins", [twin, own])
+    assert read_evaluation(tmp_path / "twins", model).mean["psnr"] == own["mean"]["psnr"]
+
+
+@pytest.mark.parametrize("when", ["before", "of another calibration", "of this one"])
+def test_the_card_says_whether_its_calibration_was_judged(when, model, tmp_path, capsys):
+    trust = dict(EVALUATION["trust"])
+    if when == "before":
+        del trust["expected_error"]
+    own = "{data}, split {split}: {n} images".format(**CALIBRATION)
+    calibrations = {"of another calibration": "others, split train: 3 images", "of this one": own}
+    report = evaluation_of(model, trust=trust, calibration=calibrations.get(when))
+    (tmp_path / "metrics.json").write_text(json.dumps(report))
+    publish(model, REPO, evaluation=tmp_path / "metrics.json", dry_run=tmp_path / "out")
+    text = shown_text(ModelCard.load(tmp_path / "out/README.md").text)
+    judged = when == "of this one"
+    assert ("Calibration error of expected_error" in text) == judged
+    assert ("The evaluation was made without this calibration" in text) != judged
+    assert ("evaluate again" in capsys.readouterr().out) != judged
 
 
 def test_reports_cannot_write_into_the_card(model, tmp_path):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from c_diffset.hub.publish import publish
 from c_diffset.hub.publish_pairs import check_push
 from tests.hostile import bounded
-from tests.hub.conftest import REPO, change_json, evaluation_of, save_model, write_run
+from tests.hub.conftest import REPO, change_json, evaluation_of, save_model, write_reports, write_run
 
 
 def change_weights(folder: Path, change) -> None:
@@ -175,6 +175,23 @@ def test_a_report_on_another_model_is_refused(hub, model, tmp_path):
             publish(model, REPO, evaluation=report)
     with pytest.raises(FileNotFoundError, match="metrics.json is missing"):
         publish(model, REPO, evaluation=model)
+    assert not hub.calls
+
+
+def test_of_several_reports_none_or_two_on_this_model_are_refused(hub, model, tmp_path):
+    other = evaluation_of(model, weights="sha256:0") | {"model": "runs/other"}
+    again = [evaluation_of(model) | {"model": name} for name in ("runs/a", "runs/b")]
+    for name, contents, message in (
+        (
+            "none",
+            [other, other | {"model": "runs/more"}],
+            "runs/other, with .* and runs/more, with .*evaluate the folder",
+        ),
+        ("two", [other, *again], "runs/a, with .*: 2 of them have the weights of .*name the folder of the report"),
+    ):
+        write_reports(tmp_path / name, contents)
+        with pytest.raises(ValueError, match=message):
+            publish(model, REPO, evaluation=tmp_path / name)
     assert not hub.calls
 
 

@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from c_diffset.evaluation.page.pictures import GalleryView
 from c_diffset.evaluation.page.plots import Line, Plot
-from c_diffset.evaluation.report import Difference, Reliability, Report, Trust
+from c_diffset.evaluation.report import Difference, Reliability, Report, Trust, by_reason
 from c_diffset.measurement.conventions import convention
 
 # what a report holds beside the protocol
@@ -22,6 +22,7 @@ STATISTICS = {
     "auroc": "AUROC",
     "average_precision": "Average precision",
 }
+VERDICTS = BETTER, WORSE, DIFFERS, OPEN, EQUAL = ("better", "worse", "different", "not distinguishable", "equal")
 UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff]"
 )  # and turns of direction
@@ -43,9 +44,11 @@ def make_page(
     """
     trusts = {name: report.trust for name, report in zip(names, reports, strict=True) if report.trust}
     calibrated = {name: trust for name, trust in trusts.items() if trust.expected_error}
+    uncalibrated = [name for name in trusts if name not in calibrated]
     found = [entry for trust in trusts.values() for entry in trust.uncertainties.values()]
     galleries = {kind: getattr(gallery, kind) for kind in ("worst", "best") if gallery and getattr(gallery, kind)}
-    titles = ["Metrics", *["Differences"] * bool(differences), *["Confidence"] * bool(trusts)]
+    present = {"Differences": differences, "Expected error": calibrated, "Confidence": trusts}
+    titles = ["Metrics", *(title for title, content in present.items() if content)]
     columns = _columns(reports, names)
     return ENVIRONMENT.get_template("report.html.j2").render(
         names=names,
@@ -55,11 +58,14 @@ def make_page(
         steps=sorted({str(report.num_inference_steps) for report in reports}),
         columns=columns,
         metrics=_metrics(reports, columns),
-        left_out=sorted({entry for report in reports for entry in report.left_out}, key=lambda entry: entry.metric),
+        left_out=by_reason([entry for report in reports for entry in report.left_out]),
         differences=differences,
         trusts=trusts,
         calibrated=calibrated,
-        plots=_plots(trusts, calibrated, names),
+        calibrations={name: report.calibration for name, report in zip(names, reports, strict=True)},
+        uncalibrated=uncalibrated,
+        reliability=_reliability_plots(calibrated, names),
+        sparsification=_sparsification_plots(trusts),
         statistics={
             key: title for key, title in STATISTICS.items() if any(getattr(entry, key) is not None for entry in found)
         },
@@ -86,14 +92,22 @@ def digits_for(values: list[float]) -> int:
     return 2 if largest >= 10 else 3 if largest >= 1 else 4
 
 
+def direction(metric: str) -> int:
+    """What its convention says of a metric: 1 where higher is better, -1 where lower is, 0 where neither is said."""
+    meaning = convention(metric)
+    return meaning.endswith("higher is better") - meaning.endswith(("lower is better", "negative is right"))
+
+
 def verdict(difference: Difference) -> str:
     """What an interval of the difference to the first model says, by the direction that the convention names."""
+    if difference.low == difference.high == 0:
+        return EQUAL
     if difference.low <= 0 <= difference.high:
-        return "not distinguishable"
-    meaning = convention(difference.metric)
-    if meaning.endswith(("higher is better", "lower is better", "negative is right")):
-        return "better" if (difference.low > 0) == meaning.endswith("higher is better") else "worse"
-    return "differs"
+        return OPEN
+    better = direction(difference.metric)
+    if better == 0:
+        return DIFFERS
+    return BETTER if (difference.low > 0) == (better > 0) else WORSE
 
 
 def card_metrics(metrics: dict[str, float]) -> list[tuple[str, str]]:
@@ -124,6 +138,7 @@ ENVIRONMENT.filters |= {
     "digits": digits_for,
     "thousands": lambda value: f"{value:,.0f}",
     "convention": convention,
+    "direction": direction,
     "verdict": verdict,
     "card_metrics": card_metrics,
 }
@@ -154,27 +169,17 @@ def _metrics(reports: list[Report], columns: dict[str, dict[str, float]]) -> dic
 # --------------------------------------------------------------------------------------------------------- plots
 
 
-def _plots(trusts: dict[str, Trust], calibrated: dict[str, Trust], names: list[str]) -> list[Plot]:
-    """Reliability of the expected error, of the probability for each threshold of a calibration, and sparsification."""
+def _reliability_plots(calibrated: dict[str, Trust], names: list[str]) -> list[Plot]:
+    """The expected error against the measured one; the same of the probability, for each threshold."""
     plots = []
     if calibrated:
-        found = {name: trust.expected_error for name, trust in calibrated.items()}
+        found = {name: trust.expected_error for name, trust in calibrated.items() if trust.expected_error}
         plots.append(_reliability(found, names, "error (levels)", "Reliability of the expected error", " levels"))
     for threshold in dict.fromkeys(trust.threshold for trust in calibrated.values() if trust.error_probability):
         same = {name: trust for name, trust in calibrated.items() if trust.threshold == threshold}
         found = {name: trust.error_probability for name, trust in same.items() if trust.error_probability}
         title = f"Probability of an error above {threshold or 0:g} levels"
         plots.append(_reliability(found, names, "share of pixels", title, ""))
-    lines = []
-    for name, trust in trusts.items():
-        curves = {label: entry.sparsification for label, entry in trust.uncertainties.items()}
-        owner = f"{name}: " if len(trusts) > 1 else ""
-        for dash, (label, curve) in enumerate((curves | {"oracle": trust.oracle.sparsification}).items()):
-            points = list(zip(trust.fractions, curve, strict=True))
-            lines.append(Line(f"{owner}{label}", points, names.index(name), dash=dash))
-    if lines:
-        axes = ("fraction left out, least trusted first", "error of the rest (levels)")
-        plots.append(Plot("Sparsification", *axes, lines))
     return plots
 
 
@@ -184,10 +189,25 @@ def _reliability(found: dict[str, Reliability], names: list[str], quantity: str,
         points = list(zip(entry.curve.expected, entry.curve.measured, strict=True))
         value = entry.calibration_error.value
         error = "–" if value is None else number(value, 2 if unit else 3) + unit
-        lines.append(Line(f"{name} (calibration error {error})", points, names.index(name), markers=True))
+        lines.append(Line(name, points, names.index(name), f"calibration error {error}"))
     top = max(x for line in lines for x, _ in line.points)
     ideal = Line("measured = expected", [(0, 0), (top, top)], None)
     return Plot(title, f"expected {quantity}", f"measured {quantity}", [ideal, *lines])
+
+
+def _sparsification_plots(trusts: dict[str, Trust]) -> list[Plot]:
+    """A plot for each model, all on the same scale, with a line for each of its uncertainties."""
+    top = max((trust.constant.sparsification[0] for trust in trusts.values()), default=0.0)
+    axes = ("share left out, least trusted first", "error of the rest (levels)")
+    plots = []
+    for name, trust in trusts.items():
+        curves = {label: entry.sparsification for label, entry in trust.uncertainties.items()}
+        lines = [Line("oracle", list(zip(trust.fractions, trust.oracle.sparsification, strict=True)), None)]
+        for style, (label, curve) in enumerate(curves.items()):
+            lines.append(Line(label, list(zip(trust.fractions, curve, strict=True)), style))
+        title = "Sparsification" if len(trusts) == 1 else f"Sparsification of {name}"
+        plots.append(Plot(title, *axes, lines, y_top=top))
+    return plots
 
 
 # ------------------------------------------------------------------------------------------------------ protocol
