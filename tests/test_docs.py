@@ -15,7 +15,7 @@ from c_diffset.training.config import config_parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
-LAUNCHER_OPTIONS = {"--num_processes", "--multi_gpu", "--config_file"}  # of `accelerate launch` itself
+LAUNCHER_OPTIONS = {"--num_processes", "--multi_gpu", "--config_file", "--quiet"}  # of `accelerate launch` itself
 OTHER_OPTIONS = {"--help", "--version"}
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 
