@@ -31,7 +31,7 @@ def info(
     num_inference_steps: int | None = None,
     batch_size: int = 4,
     device: str | None = None,
-    dtype: Precision = "float32",
+    dtype: Precision = "auto",
     revision: str | None = None,
     vae: str | None = None,
     units: str | None = None,
@@ -50,7 +50,7 @@ def info(
         num_inference_steps: Number of inference steps. The model's own number when not given.
         batch_size: Number of tiles that the model sees together.
         device: Device of the model, such as cpu or cuda:1. CUDA where there is one when not given.
-        dtype: Precision of the model.
+        dtype: Precision of the model. By default (auto), the one that `translate` takes here.
         revision: Revision of the model on the Hub.
         vae: Folder or Hub id of an autoencoder of the same latent space, or "taesd", that replaces the model's own.
         units: Units of a scene's pixels: display, db, power or amplitude. They are detected where that is certain.

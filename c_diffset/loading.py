@@ -22,7 +22,7 @@ from c_diffset.pipelines.pipeline_cdiffset import (
     check_weights,
     describe_pickle,
 )
-from c_diffset.precision import Precision
+from c_diffset.precision import Precision, choose_precision
 
 # short names of autoencoders: `taesd` reads and writes the scaled latents of Stable Diffusion 1 and 2
 AUTOENCODERS = {"taesd": "madebyollin/taesd"}
@@ -32,7 +32,7 @@ def load_pipeline(
     model: str | os.PathLike,
     revision: str | None = None,
     device: str | None = None,
-    dtype: Precision = "float32",
+    dtype: Precision = "auto",
     vae: str | os.PathLike | None = None,
 ) -> CDiffSETPipeline:
     """Load a folder or Hub id onto `device`, by default CUDA where there is one; its calls show no progress bar.
@@ -41,7 +41,7 @@ def load_pipeline(
         model: folder or Hub id of the pipeline.
         revision: branch, tag or commit of a Hub id.
         device: where the model runs, see `choose_device`.
-        dtype: precision of the weights.
+        dtype: precision of the weights; "auto" is the fastest that the device has instructions for.
         vae: the autoencoder to use instead of the model's own, as in `replace_autoencoder`.
 
     Raises:
@@ -59,7 +59,10 @@ def load_pipeline(
     else:
         # up to half as fast again in half precision
         pipe.unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    precision, models = getattr(torch, dtype), [part for part in pipe.components.values() if hasattr(part, "dtype")]
+    precision, models = (
+        getattr(torch, choose_precision(dtype, where)),
+        [part for part in pipe.components.values() if hasattr(part, "dtype")],
+    )
     change = [precision] if any(part.dtype != precision for part in models) else []
     pipe.to(where, *change)  # a precision that changes nothing would make diffusers warn
     pipe.set_progress_bar_config(disable=True)

@@ -13,6 +13,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch counts the cores; comman
     else:
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
 
+# on every machine, `auto` then means float32 in tests: those of the precision name what they are about
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
+
 import numpy as np
 import pytest
 import torch

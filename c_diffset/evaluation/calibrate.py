@@ -20,7 +20,7 @@ def calibrate(
     threshold: float = 32.0,
     knots: int = 64,
     device: str | None = None,
-    dtype: Precision = "float32",
+    dtype: Precision = "auto",
 ) -> dict:
     """Fit the expected error of a pixel, and the probability of a large one, to the variance; store both in the model.
 
@@ -41,7 +41,7 @@ def calibrate(
         threshold: The stored probability is that the error of a pixel exceeds so many 8-bit levels.
         knots: Each stored map has at most so many points, at quantiles of the variance.
         device: The device to compute on. By default, CUDA where there is one.
-        dtype: The precision of the model.
+        dtype: The precision of the model. By default (auto), the fastest that the device has instructions for.
 
     Returns:
         What `model_index.json` now holds as `calibration`: `threshold`, `data` (see `public_name`), `split`, `n`
@@ -70,7 +70,8 @@ def calibrate(
     pairs = SplitPairs(load_pairs(data, split), crop_size, max_images)
     pipe = load_pipeline(model, device=device, dtype=dtype)
     if not pipe.predicts_variance:
-        raise ValueError(f"{model}: this model predicts no variance, so there is nothing to calibrate: train stage 2")
+        untrained = "this model predicts no variance, or one that was never trained and is the same everywhere"
+        raise ValueError(f"{model}: {untrained}, so there is nothing to calibrate: train stage 2")
     pairs.check_eo(pipe.config.eo_transform, data)
     maps, images = {}, 0
     for steps in num_inference_steps or [pipe.config.default_num_inference_steps]:

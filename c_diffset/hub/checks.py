@@ -14,9 +14,10 @@ from c_diffset.files import is_hub_id, public_name, read_json
 from c_diffset.hub.markdown import plain
 from c_diffset.loading import no_loading_bar
 from c_diffset.pipelines.pipeline_cdiffset import MODELS, SCHEDULERS, CDiffSETPipeline, count_bands
+from c_diffset.training.history import HISTORY
 
 INDEX, CODE = "model_index.json", "pipeline.py"
-GENERATED = (CODE, "README.md", "mlm.json", "checksums.sha256", "grid.png")
+GENERATED = (CODE, HISTORY, "README.md", "mlm.json", "checksums.sha256", "grid.png")
 LICENSE_FILE = "LICENSE"  # is published too where there is one
 COMPONENTS = {  # each component's configuration, and the stock classes that it may be of
     "unet": ("config.json", "diffusers", tuple(MODELS["unet"])),

@@ -34,10 +34,11 @@ from c_diffset.hub.licence import choose_license, inherited_license
 from c_diffset.hub.markdown import plain
 from c_diffset.hub.mlm import mlm_item
 from c_diffset.hub.repository import UNTOUCHED, Repository, check_token
-from c_diffset.hub.run import Run, read_ancestors, read_run
+from c_diffset.hub.run import Run, read_run, told_history
 from c_diffset.loading import model_revision
 from c_diffset.pipelines.pipeline_cdiffset import SOURCE
 from c_diffset.sar.gdal import find_crs, open_raster
+from c_diffset.training.history import HISTORY, read_ancestors
 
 Contents = dict[str, Path | bytes]  # of a repository: for the name of each file the file to send, or its content
 MOST_NAMED = 5  # models in an error message
@@ -113,6 +114,8 @@ def assemble(folder: Path, repo: str, choices: Choices) -> Contents:
     report = None if choices.evaluation is None else read_evaluation(Path(choices.evaluation), folder)
 
     contents = public_contents(folder, files)
+    if run is not None and (folder / HISTORY).is_file():
+        contents[HISTORY] = told_history(run, ancestors)
     contents[CODE] = SOURCE.encode()  # not the folder's own, which may be older than its settings, or anybody's
     if (folder / CODE).is_file() and (folder / CODE).read_bytes() != contents[CODE]:
         print(f"{folder / CODE} is other code than that of this version: {CODE} is published as this version has it")

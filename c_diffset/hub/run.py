@@ -1,4 +1,4 @@
-"""What a training run says about the pipeline in its folder: settings, updates, and what it was trained from."""
+"""What is known of the training that a pipeline comes from: settings, updates, and what it was trained from."""
 
 import json
 from dataclasses import dataclass
@@ -6,15 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from c_diffset.files import public_name, read_yaml
-from c_diffset.training.run import PLACES
-
-LONGEST = 1000  # signs of the name of a folder or a repository
-# settings that say nothing about the model: places and habits of one machine
-PRIVATE = {
-    *("output_dir", "resume", "push_to_hub", "push_private", "log_every", "checkpoint_every", "keep_checkpoints"),
-    *("num_workers", "latent_cache", "lpips_weights", "results"),
-}
+from c_diffset.training.history import HISTORY, history, read_history, read_settings, setting
 
 
 @dataclass(frozen=True)
@@ -23,8 +15,8 @@ class Run:
 
     Attributes:
         settings: The settings without places, as YAML.
-        updates: The number of updates; None where no log tells it.
-        source: The training pairs, as the run names them.
+        updates: The number of updates; None where nothing tells it.
+        source: The training pairs: where they are, if the run is on this machine, else their public name.
         method: How a student was distilled.
         crop_size: The side of the training crops in pixels.
     """
@@ -37,70 +29,39 @@ class Run:
 
 
 def read_run(folder: Path) -> Run | None:
-    """The run whose folder holds this pipeline; None where no `config.yaml` of a training run stands beside it.
+    """The run that this pipeline comes from, as its folder says, or the run's own folder around it; None without both.
 
     Raises:
         ValueError: the settings or the log of the run are not what training writes.
     """
-    path = folder.resolve().parent / "config.yaml"
-    settings = _read_settings(path)
-    if settings is None:
+    around = folder.resolve().parent / "config.yaml"
+    settings, told = read_settings(around), read_history(folder)
+    if settings is None and told is None:
         return None
+    if told is None:
+        updates = _count_updates(around.with_name("metrics.jsonl")) if folder.name == "pipeline" else None
+        public = history(settings, updates, [])["settings"]
+    else:
+        updates, public = told["updates"], told["settings"]
+        if settings is None or history(settings, None, [])["settings"] != public:  # it was copied out of its run
+            settings, around = public, folder / HISTORY
     try:
-        public = yaml.safe_dump(_public(settings), sort_keys=False).strip()
+        text = yaml.safe_dump(public, sort_keys=False).strip()
     except ValueError as error:  # a number too long to be written
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{around}: {error}") from None
     return Run(
-        settings=public,
-        updates=_count_updates(path.with_name("metrics.jsonl")) if folder.name == "pipeline" else None,
-        source=_setting(path, settings, "data.source", str),
-        method=_setting(path, settings, "method", str),
-        crop_size=_setting(path, settings, "data.crop_size", int),
+        settings=text,
+        updates=updates,
+        source=setting(around, settings, "data.source", str) or "unknown",
+        method=setting(around, settings, "method", str),
+        crop_size=setting(around, settings, "data.crop_size", int),
     )
 
 
-def read_ancestors(folder: Path) -> list[str]:
-    """What the pipeline was trained from, and what that was trained from, nearest first: folders and Hub ids."""
-    names: list[str] = []
-    path = folder.resolve().parent / "config.yaml"
-    while (settings := _read_settings(path)) is not None:
-        parent = _setting(path, settings, "teacher", str) or _setting(path, settings, "model.base", str)
-        if not parent or parent in names:
-            break
-        names.append(parent)
-        path = Path(parent).resolve().parent / "config.yaml"
-    return names
-
-
-def _read_settings(path: Path) -> dict | None:
-    """The settings of a run; None where there is no such file, or it belongs to another program."""
-    settings = read_yaml(path) if path.is_file() else {}
-    data = settings.get("data")
-    return settings if "output_dir" in settings and isinstance(data, dict) and data.get("source") else None
-
-
-def _setting(path: Path, settings: dict, key: str, kind: type):
-    """A setting by its dotted name, or None; ValueError where it is of another kind."""
-    value: object = settings
-    for name in key.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    if value is not None and (type(value) is not kind or kind is str and len(value) > LONGEST):
-        expected = {str: "text", int: "a whole number"}[kind]
-        raise ValueError(f"{path}: {key} is {repr(value)[:80]}, expected {expected}")
-    return value
-
-
-def _public(settings: dict) -> dict:
-    public = {}
-    for key, value in settings.items():
-        if key in PRIVATE or value is None:
-            continue
-        if isinstance(value, dict):
-            value = _public(value)
-        elif key in PLACES and isinstance(value, str) and value:
-            value = public_name(value[:LONGEST])
-        public[key] = value
-    return public
+def told_history(run: Run, ancestors: list[str]) -> bytes:
+    """The file that says a pipeline's training, for a repository."""
+    content = history(yaml.safe_load(run.settings), run.updates, ancestors)
+    return yaml.safe_dump(content, sort_keys=False).encode()
 
 
 def _count_updates(log: Path) -> int | None:

@@ -23,7 +23,7 @@ def translate(
     confidence: bool = False,
     overwrite: bool = False,
     device: str | None = None,
-    dtype: Precision = "float32",
+    dtype: Precision = "auto",
     revision: str | None = None,
     vae: str | None = None,
     units: str | None = None,
@@ -54,7 +54,8 @@ def translate(
         confidence: Also write NAME_confidence: for scenes .tif, float32 in (0, 1]; for images .png, 65535 being 1.
         overwrite: Translate again what is in `output` already, instead of skipping it.
         device: Device of the model, such as cpu or cuda:1. CUDA where there is one when not given.
-        dtype: Precision of the model. Half precision is faster on most GPUs and on CPUs with AMX.
+        dtype: Precision of the model. By default (auto), the fastest that the device has instructions for: bfloat16 on
+            newer GPUs and on CPUs with AMX.
         revision: Revision of the model on the Hub.
         vae: Folder or Hub id of an autoencoder of the same latent space, or "taesd", that replaces the model's own.
         units: Units of a scene's pixels: display, db, power or amplitude. They are detected where that is certain.

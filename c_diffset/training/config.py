@@ -179,7 +179,8 @@ class RunConfig:
         batch_size: Number of images of one process in one forward pass.
         gradient_accumulation_steps: Number of forward passes in one update.
         ema_decay: Decay of the averaged weights, which are those that are saved.
-        mixed_precision: Precision of the forward pass; null takes what `accelerate launch` says.
+        mixed_precision: Precision of the forward pass. "auto" is the fastest that the device has instructions for, and
+            in a run that goes on its own; null takes what `accelerate launch` says.
         gradient_checkpointing: Whether activations are computed twice, which needs less memory and more time.
         compile: Whether the model is compiled by `torch.compile`.
         channels_last: Whether the model's weights lie in memory with their channels last.
@@ -200,7 +201,7 @@ class RunConfig:
     batch_size: int = number(16, 1, 65_536)
     gradient_accumulation_steps: int = number(1, 1, 65_536)
     ema_decay: float = number(0.9999, 0.0, 1.0)
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] | None = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False
     channels_last: bool = False

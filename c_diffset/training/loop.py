@@ -3,31 +3,61 @@
 What differs between methods is a `Task`: its models and optimisers, and what one micro-batch does to them.
 """
 
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import ProjectConfiguration, broadcast, set_seed
 from tqdm import tqdm
 
 from c_diffset.cpu import use_whole_cpu
 from c_diffset.data.pairs import Pair
+from c_diffset.files import read_yaml
 from c_diffset.measurement.preview import write_preview
 from c_diffset.noise import noise_generator
+from c_diffset.precision import choose_precision
 from c_diffset.training.average import AveragedWeights
 from c_diffset.training.checkpoint import Part
 from c_diffset.training.config import RunConfig
+from c_diffset.training.history import write_history
 from c_diffset.training.run import RunFolder
 from c_diffset.training.stopping import Stop, Stopped
 from c_diffset.training.task import Task, cosine_lr
 
 
+def settled_precision(config: RunConfig) -> Literal["no", "fp16", "bf16"] | None:
+    """The precision that a run is really trained in.
+
+    A run that goes on keeps its own, on whatever machine. Else "auto" is what `accelerate launch` names, or what the
+    device is fast in; and a precision in which it would crawl becomes "no", which is said.
+
+    Raises:
+        OSError, ValueError: the run that goes on has lost its settings.
+    """
+    run, wanted = RunFolder(config.output_dir), config.mixed_precision
+    if run.finished_checkpoints():
+        stored = read_yaml(run.settings).get("mixed_precision")
+        if wanted in ("auto", stored):
+            return stored
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if wanted == "auto" and launched in ("fp16", "bf16"):
+        wanted = launched
+    if wanted in (None, "no"):
+        return wanted
+    state, names = PartialState(), {"fp16": "float16", "bf16": "bfloat16"}
+    chosen = choose_precision(names.get(wanted, "auto"), state.device, quiet=not state.is_main_process)
+    return next((mixed for mixed, name in names.items() if name == chosen), "no")
+
+
 def make_accelerator(config: RunConfig) -> Accelerator:
-    """The Accelerator of a run: precision, accumulation, TensorBoard and seeds."""
+    """The Accelerator of a run: precision, which is settled in `config`, accumulation, TensorBoard and seeds."""
+    config.mixed_precision = settled_precision(config)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
@@ -218,7 +248,7 @@ class _Training:
             metric = self.config.validation.metric
             best, value = self.run.best_value(metric, after=self.task.rivals_after(step)), values[metric]
             if best is None or (value < best if metric == "lpips" else value > best):
-                self.run.replace("best", pipe.save_pretrained)
+                self.run.replace("best", self._writer(pipe))
         named = {f"validation/{name}": value for name, value in values.items()}
         self.run.log(step=step, **named)
         self.accelerator.log(named, step=step)
@@ -226,9 +256,18 @@ class _Training:
     def _save(self) -> None:
         """The pipeline first: where a checkpoint is, its pipeline is too."""
         with self.ema.applied():
-            self.run.replace("pipeline", self.task.pipeline(self.progress.step).save_pretrained)
+            self.run.replace("pipeline", self._writer(self.task.pipeline(self.progress.step)))
             self.task.save_adapter(self.run)
         self.run.save(self.parts(), self.progress.step, self.config.keep_checkpoints)
+
+    def _writer(self, pipe) -> Callable[[Path], None]:
+        """What fills a model's folder: the model, and how it was trained."""
+
+        def write(folder: Path) -> None:
+            pipe.save_pretrained(folder)
+            write_history(folder, self.config, self.progress.step)
+
+        return write
 
     def say_where_it_goes_on(self) -> None:
         """Say after which update the run has stopped, and how it goes on."""

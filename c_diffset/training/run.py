@@ -6,7 +6,6 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import yaml
@@ -14,11 +13,11 @@ import yaml
 from c_diffset.files import is_own, locked, make_own, read_yaml, write_file
 from c_diffset.training.checkpoint import Part, load_checkpoint, newest_whole, save_checkpoint
 from c_diffset.training.config import RunConfig
+from c_diffset.training.history import PLACES, plain_settings
 
 FOLDERS = ("pipeline", "best", "lora")  # what `replace` writes
 LOCK_SECONDS = 10  # loaders of a killed training hold its lock until they notice
 
-PLACES = ("base", "teacher", "student", "vae", "source")  # settings that name a folder, a file or a Hub id
 
 # settings that a resumed run may change: they alter neither the updates nor what is averaged
 FREE_ON_RESUME = {
@@ -175,12 +174,7 @@ class RunFolder:
 
 def save_config(config: RunConfig, path: Path) -> None:
     """Write the resolved settings as YAML that `--config` reads again; folders and files by their absolute paths."""
-    write_file(path, yaml.safe_dump(_located(_plain(config)), sort_keys=False))
-
-
-def _plain(config: RunConfig) -> dict:
-    """Settings as YAML gives them back."""
-    return json.loads(json.dumps(asdict(config), default=str))
+    write_file(path, yaml.safe_dump(_located(plain_settings(config)), sort_keys=False))
 
 
 def _located(settings: dict) -> dict:
@@ -203,7 +197,7 @@ def check_same_run(config: RunConfig, stored: Path) -> None:
             is damaged.
         FileNotFoundError: it is missing.
     """
-    now, then = (_flatten(_located(settings)) for settings in (_plain(config), read_yaml(stored)))
+    now, then = (_flatten(_located(settings)) for settings in (plain_settings(config), read_yaml(stored)))
     for key, value in now.items():
         free = key in FREE_ON_RESUME or key.startswith("validation.")
         if not free and then.get(key) != value:

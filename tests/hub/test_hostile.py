@@ -17,9 +17,10 @@ from c_diffset.hub.checks import INDEX, hub_ids
 from c_diffset.hub.contents import read_evaluation
 from c_diffset.hub.markdown import code, text
 from c_diffset.hub.publish import publish
-from c_diffset.hub.run import read_ancestors, read_run
+from c_diffset.hub.run import read_run
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.training.config import ModelConfig
+from c_diffset.training.history import read_ancestors
 from tests.hostile import outcome
 from tests.hub.conftest import CALIBRATION, REPO, evaluation_of, save_model, write_run
 from tests.hub.markdown import foreign_parts, parts_of
