@@ -27,7 +27,8 @@ CONFIGURED = ("finetune", "distill", "finetune_decoder")  # commands that read -
 ARGUMENTS = {
     "prepare": {
         "layout": {
-            "help": "Layout of the data: sen1-2, sen12ms, bigearthnet, qxs-saropt, sar2opt, spacenet6, folders or csv."
+            "help": "Layout of the data: folders, csv, or a published one: sen1-2, sen12ms, bigearthnet, major-tom, "
+            "qxs-saropt, sar2opt, spacenet6."
         },
         "source": {"help": "Folder of the data set; for csv, the file."},
         "out": {"help": "New folder for the standard form."},

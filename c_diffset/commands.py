@@ -95,7 +95,8 @@ def prepare(
     `summary.json` with the reason.
 
     Args:
-        layout: The layout of the data set: sen1-2, sen12ms, bigearthnet, qxs-saropt, sar2opt, spacenet6, folders, csv.
+        layout: The layout of the data set: folders, csv, or that of a published one: sen1-2, sen12ms, bigearthnet,
+            major-tom, qxs-saropt, sar2opt or spacenet6.
         source: The folder of the data set (for the layout csv, the CSV file).
         out: The folder to write, which is absent or empty. With `push` it may also be one that an earlier call has
             finished, which is then published as it is.

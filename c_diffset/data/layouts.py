@@ -14,8 +14,10 @@ from c_diffset.data.items import Contents, Found, Item, copy_files, images_in, m
 from c_diffset.data.pairs import list_splits, load_pairs
 from c_diffset.data.sentinel import (
     convert_bigearthnet,
+    convert_major_tom,
     convert_sen12ms,
     find_bigearthnet,
+    find_major_tom,
     find_sen12,
     find_sen12ms,
 )
@@ -143,6 +145,7 @@ LAYOUTS: dict[str, tuple[Callable[..., Found], Callable[[Item], Contents]]] = {
     "sen1-2": (find_sen12, copy_files),
     "sen12ms": (find_sen12ms, convert_sen12ms),
     "bigearthnet": (find_bigearthnet, convert_bigearthnet),
+    "major-tom": (find_major_tom, convert_major_tom),
     "qxs-saropt": (find_qxs_saropt, copy_files),
     "sar2opt": (find_sar2opt, copy_files),
     "spacenet6": (find_spacenet6, convert_spacenet6),

@@ -1,4 +1,4 @@
-"""Published data sets of Sentinel-1 and Sentinel-2: SEN1-2, SEN12MS and BigEarthNet.
+"""Published data sets of Sentinel-1 and Sentinel-2: SEN1-2, SEN12MS, BigEarthNet and Major TOM.
 
 Reflectances stay as they are stored, in the bands B04, B03, B02 (red, green, blue), 16 bits; `eo_units` and `eo_range`
 in the metadata say what they are. Sentinel-2 stores 0 where it has no data.
@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rasterio.enums import Resampling
+from rasterio.warp import reproject
 
-from c_diffset.data.images import read_image
+from c_diffset.data.images import read_image, read_image_and_mask
 from c_diffset.data.items import Contents, Found, Item, copy_files, mask_out, match, place_of, tiff
 from c_diffset.data.sources import check_inside, find_images
 
@@ -31,6 +34,9 @@ SEN12MS_HOLD_OUT = {
 }
 PATCH = re.compile(r"(?P<product>S2[A-D]_MSIL2A_\w{1,80})_\d{1,3}_\d{1,3}")
 SAR_PATCH = re.compile(r"(?P<product>S1[A-D]_IW_GRDH_1SDV_\d{8}T\d{6})_\w{5}_\d{1,3}_\d{1,3}")
+MAJOR_TOM = {"Core-S1RTC": "vv.tif", "Core-S2L2A": "B04.tif"}
+CELL, TIME = re.compile(r"\d{1,4}[UD]_\d{1,4}[LR]"), re.compile(r"(?<!\d)\d{8}T\d{6}(?!\d)")
+BASELINE = re.compile(r"_N(\d{4})_")
 
 
 # ---------------------------------------------------------------------------------------------- SEN1-2 and SEN12MS
@@ -139,10 +145,10 @@ def find_bigearthnet(source: Path) -> Found:
 def convert_bigearthnet(item: Item) -> Contents:
     """The bands of either sensor in one GeoTIFF."""
     sar, eo = (item.images[key] for key in ("sar", "eo"))
-    image = _stack(_files(sar.with_name(sar.name.removesuffix("_VV.tif")), SAR_BANDS))
-    contents = mask_out({"sar": tiff(image, SAR_BANDS, place_of(sar))}, np.isfinite(image).all(axis=2))
-    rgb = _stack(_files(eo.with_name(eo.name.removesuffix("_B04.tif")), EO_BANDS))
-    return _with_reflectance(contents, rgb, place_of(eo))
+    image, measured = _read_bands(_files(sar.with_name(sar.name.removesuffix("_VV.tif")), SAR_BANDS))
+    rgb, valid = _read_bands(_files(eo.with_name(eo.name.removesuffix("_B04.tif")), EO_BANDS))
+    contents = mask_out({"sar": tiff(image, SAR_BANDS, place_of(sar))}, measured & np.isfinite(image).all(axis=2))
+    return _with_reflectance(contents, np.where(valid[..., None], rgb, 0), place_of(eo))
 
 
 def _one(source: Path, name: str) -> Path:
@@ -158,9 +164,83 @@ def _files(stem: Path, bands: Sequence[str]) -> list[Path]:
     return [stem.with_name(f"{stem.name}_{band}.tif") for band in bands]
 
 
-def _stack(files: list[Path]) -> np.ndarray:
-    """Files of one band each as one image H x W x bands."""
-    bands = [read_image(file) for file in files]
-    if any(band.shape != bands[0].shape or band.ndim != 2 for band in bands):
-        raise ValueError(f"{files[0]}: shapes {[band.shape for band in bands]}; expected bands of one size.")
-    return np.stack(bands, axis=-1)
+# ----------------------------------------------------------------------------------------------------- Major TOM
+
+
+def find_major_tom(source: Path) -> Found:
+    """Major TOM Core (Francis and Czerkawski, 2024): S1RTC with S2L2A, one GeoTIFF a band, 1 068 px; linear power.
+
+    `Core-S1RTC/ROW/CELL/PRODUCT/vv.tif` (and `vh`) with `Core-S2L2A/ROW/CELL/PRODUCT/B04.tif` (and `B03`, `B02`), as
+    `filter_download` of the authors' package unpacks them from the published Parquet files, with these names of the
+    sources. Every S2 product is paired with that S1 product of its grid cell that is nearest in time. Split by rows of
+    the grid, 10 km from south to north.
+    """
+    sides = {name: _products(_one(source, name), first) for name, first in MAJOR_TOM.items()}
+    found = Found([], "by rows of the grid, 10 km wide")
+    sar_of: dict[str, list[Path]] = {}
+    for sar in sides["Core-S1RTC"]:
+        sar_of.setdefault(sar.parent.parent.name, []).append(sar)
+    for eo in sides["Core-S2L2A"]:
+        cell, product = eo.parent.parent.name, eo.parent.name
+        if cell not in sar_of or not TIME.search(product):
+            found.skipped.append((str(eo.parent), "no S1RTC product of this grid cell, or no time in its name"))
+            continue
+        apart, sar = min((abs(_time(path) - _time(eo)), path) for path in sar_of[cell])
+        files = [sar, sar.with_name("vh.tif"), eo, *(eo.with_name(f"{band}.tif") for band in EO_BANDS[1:])]
+        for file in files:
+            check_inside(file, source)
+        metadata = {"region": cell.split("_")[0], "scene": cell, "sar_product": sar.parent.name, "eo_product": product}
+        metadata |= {"days_apart": round(apart.total_seconds() / 86400, 2), "sar_units": "power"}
+        metadata |= {"sar_bands": SAR_BANDS} | REFLECTANCE
+        found.items.append(Item(f"{cell}_{product}", {"sar": sar, "eo": eo}, metadata["region"], None, metadata))
+    return found
+
+
+def _products(root: Path, first: str) -> list[Path]:
+    return sorted(path for path in root.glob(f"*/*/*/{first}") if CELL.fullmatch(path.parent.parent.name))
+
+
+def _time(file: Path) -> datetime:
+    """The time in the name of the product that a file belongs to; one without is as far away as can be."""
+    found = TIME.search(file.parent.name)
+    try:
+        return datetime.strptime(found[0], "%Y%m%dT%H%M%S") if found else datetime.min
+    except ValueError:  # such as a month 13
+        return datetime.min
+
+
+def convert_major_tom(item: Item) -> Contents:
+    """SAR on the pixel grid of EO, bilinear in linear power; EO without the offset of processing baseline 04.00."""
+    sar, eo = (item.images[key] for key in ("sar", "eo"))
+    rgb, valid = _read_bands([eo.with_name(f"{band}.tif") for band in EO_BANDS])
+    power, measured = _read_bands([sar, sar.with_name("vh.tif")])
+    power = np.where(measured[..., None], power.astype(np.float32), np.nan)
+    place = place_of(eo)
+    if place != (own := place_of(sar)) or power.shape[:2] != rgb.shape[:2]:
+        if not own["crs"] or not place["crs"]:
+            raise ValueError(f"{sar}: it has another pixel grid than its EO image, and no coordinate system to go by.")
+        power = _warped(power, own, rgb.shape[:2], place)
+    baseline = BASELINE.search(item.metadata["eo_product"])
+    offset = 1000 if baseline and 400 <= int(baseline[1]) < 9999 else 0
+    rgb = np.where(valid[..., None], rgb.astype(np.float32) - offset, 0).clip(0, 65535).astype(np.uint16)
+    contents = mask_out({"sar": tiff(power, SAR_BANDS, place)}, np.isfinite(power).all(axis=2))
+    return _with_reflectance(contents, rgb, place)
+
+
+def _read_bands(files: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """Files of one band each as one image H x W x bands, and where all of them declare data."""
+    read = [read_image_and_mask(file, str(file)) for file in files]
+    shapes = [band.shape for band, _ in read]
+    if any(shape != shapes[0] or len(shape) != 2 for shape in shapes):
+        raise ValueError(f"{files[0]}: shapes {shapes}; expected bands of one size.")
+    masks = [mask for _, mask in read if mask is not None]
+    return np.stack([band for band, _ in read], axis=-1), np.logical_and.reduce([np.ones(shapes[0], bool), *masks])
+
+
+def _warped(image: np.ndarray, own: dict[str, Any], size: tuple[int, int], place: dict[str, Any]) -> np.ndarray:
+    """An image H x W x bands brought to another pixel grid; NaN where it has nothing."""
+    target = np.full((image.shape[2], *size), np.nan, np.float32)
+    grids = {"src_crs": own["crs"], "src_transform": own["transform"], "dst_crs": place["crs"]}
+    grids |= {"dst_transform": place["transform"], "src_nodata": np.nan, "dst_nodata": np.nan}
+    reproject(np.moveaxis(image, -1, 0).copy(), target, **grids, resampling=Resampling.bilinear)
+    return np.moveaxis(target, 0, -1)

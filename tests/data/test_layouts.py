@@ -18,7 +18,7 @@ from c_diffset.data.items import open_tiff
 from c_diffset.data.layouts import LAYOUTS
 from c_diffset.data.pairs import list_splits, load_pairs, read_pair
 from c_diffset.data.prepare import prepare
-from c_diffset.data.sentinel import SEN12MS_HOLD_OUT
+from c_diffset.data.sentinel import SEN12MS_HOLD_OUT, find_major_tom
 from c_diffset.files import locked
 from c_diffset.synthetic.generate import write_pairs
 
@@ -184,6 +184,62 @@ def test_a_table_that_is_none_of_bigearthnet_is_refused_in_one_line(table, tmp_p
     with pytest.raises(ValueError, match="metadata.parquet: expected the columns patch_id, s1_name") as error:
         prepare("bigearthnet", tmp_path / "in", tmp_path / "out", progress=False)
     assert "\n" not in str(error.value)
+
+
+def make_major_tom(source, shift=0.0, baseline="0214", crs="EPSG:32649"):
+    """Three cells in three rows, SAR shifted by so many pixels; returns a VV file."""
+    for row in (15, 16, 17):
+        left, top = 600_000, 5_700_000 + 10_680 * row
+        products = (
+            ("Core-S1RTC", f"S1A_IW_GRDH_1SDV_20200301T104813_{row}_rtc", ("vv", "vh"), shift),
+            ("Core-S1RTC", f"S1A_IW_GRDH_1SDV_20200620T104813_{row}_rtc", ("vv", "vh"), shift),
+            ("Core-S2L2A", f"S2B_MSIL2A_20200223T033739_N{baseline}_R061_T49UCQ_2023", ("B04", "B03", "B02"), 0.0),
+        )
+        for core, product, bands, moved in products:
+            folder = source / core / f"{row}U" / f"{row}U_3L" / product
+            grid = {"transform": rasterio.Affine(10, 0, left + 10 * moved, 0, -10, top), "crs": crs}
+            for number, band in enumerate(bands):
+                if core == "Core-S1RTC":
+                    values = np.tile(np.linspace(0.01, 0.08, 8, dtype=np.float32), (1, 8, 1)) * (number + 1)
+                    values[0, 0, 0] = -32768
+                    write_tif(folder / f"{band}.tif", values, nodata=-32768, **grid)
+                else:
+                    values = RNG.integers(1100, 3000, (1, 8, 8)).astype(np.int16)
+                    write_tif(folder / f"{band}.tif", values, nodata=-32768, **grid)
+    return next(source.rglob("*20200301*/vv.tif"))
+
+
+def test_major_tom_pairs_the_nearest_product_of_a_cell(tmp_path):
+    make_major_tom(tmp_path / "in")
+    summary = prepare("major-tom", tmp_path / "in", tmp_path / "out", progress=False)
+    assert summary.splits == {"train": 1, "validation": 1, "test": 1} and not summary.skipped and summary.masks == 3
+    (row,) = loaded(tmp_path / "out")["train"]
+    assert "20200301" in row["sar_product"] and 7 < row["days_apart"] < 8 and row["sar_units"] == "power"
+    pair = read_pair(row)
+    assert np.argwhere(~pair.mask).tolist() == [[0, 0]] and pair.sar[1, 7].tolist() == pytest.approx([0.08, 0.16])
+    red = next((tmp_path / "in").rglob(f"{row['scene']}/{row['eo_product']}/B04.tif"))
+    np.testing.assert_array_equal(pair.eo[..., 0], read_image(red))
+    assert says_reflectance(tmp_path / "out")
+
+
+def test_major_tom_is_brought_to_one_grid_and_one_offset(tmp_path):
+    make_major_tom(tmp_path / "in", shift=0.5, baseline="0500")
+    prepare("major-tom", tmp_path / "in", tmp_path / "out", progress=False)
+    (row,) = loaded(tmp_path / "out")["train"]
+    pair = read_pair(row)
+    red = next((tmp_path / "in").rglob(f"{row['scene']}/{row['eo_product']}/B04.tif"))
+    np.testing.assert_array_equal(pair.eo[..., 0], read_image(red) - 1000)
+    assert pair.sar[4, 3, 0] == pytest.approx(0.035, abs=1e-4), "half a pixel lies between 0.03 and 0.04"
+    assert says_reflectance(tmp_path / "out")
+
+
+def test_products_of_major_tom_without_a_place_are_left_out(tmp_path):
+    make_major_tom(tmp_path / "in", shift=0.5, crs=None)
+    with pytest.raises(ValueError, match="no pair is fit to use.*another pixel grid"):
+        prepare("major-tom", tmp_path / "in", tmp_path / "out", progress=False)
+    shutil.rmtree(tmp_path / "in/Core-S1RTC/15U")
+    found = find_major_tom(tmp_path / "in")
+    assert len(found.items) == 2 and "no S1RTC product" in found.skipped[0][1]
 
 
 def test_qxs_saropt_says_that_its_split_is_random(tmp_path):
@@ -364,6 +420,8 @@ def make_layout(layout, source):
             for side, bands in (("s1", backscatter()), ("s2", RNG.integers(1, 3000, (13, 8, 8), dtype=np.uint16))):
                 write_tif(source / f"ROIs1970_fall_{side}_{scene}_p1.tif", bands)
         return source / "ROIs1970_fall_s1_1_p1.tif"
+    if layout == "major-tom":
+        return make_major_tom(source)
     if layout == "bigearthnet":
         return make_bigearthnet(source)[0]
     if layout == "spacenet6":
