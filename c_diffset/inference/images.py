@@ -1,23 +1,20 @@
 """PNG and JPEG in, the same out: small images whole and many at a time, large ones on the canvas of scenes."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from zlib import crc32
 
 import numpy as np
-import PIL.Image
 import torch
-from PIL.PngImagePlugin import PngInfo
 
 from c_diffset.batching import batches_of_one_size
 from c_diffset.data.images import read_image
-from c_diffset.files import written_aside
 from c_diffset.inference.canvas import SceneCanvas, Work
 from c_diffset.inference.inputs import Outputs
+from c_diffset.inference.preview import Maps, image_preview
 from c_diffset.inference.progress import Tell
-from c_diffset.inference.record import TAG
+from c_diffset.inference.record import save_image
 from c_diffset.inference.scene import Translator, work_folder
 from c_diffset.inference.source import ArraySource
 from c_diffset.inference.team import Team
@@ -75,9 +72,9 @@ def translate_batch(
                 fail(source, "the model's image holds NaN or infinite values: try dtype float32")
                 continue
             eo = (made.images[i] * 255).round().astype(np.uint8)
-            confidence = None if made.confidence is None else made.confidence[i]
+            maps = Maps(*(None if own is None else own[i] for own in (made.confidence, made.expected_error)))
             try:
-                write_image(wanted[source], eo, confidence, translator.image_settings)
+                write_image(wanted[source], eo, maps, translator.image_settings)
             except OSError as error:
                 fail(source, str(error))
             else:
@@ -134,43 +131,34 @@ def translate_large(source: Path, translator: Translator, outputs: Outputs, team
         canvas.run()
         with team.phase():
             if team.rank == 0:
-                eo, confidence = put_together(canvas)
-                write_image(outputs, eo, confidence, translator.tiled_image_settings)
+                write_image(outputs, *put_together(canvas), translator.tiled_image_settings)
 
 
-def put_together(canvas: SceneCanvas) -> tuple[np.ndarray, np.ndarray | None]:
-    """The whole image, uint8 H x W x 3, and its confidence, float32 H x W, if the model predicts one."""
-    eo = np.empty((*canvas.source.size, 3), np.uint8)
-    confidence = np.empty(canvas.source.size, np.float32) if canvas.pipe.predicts_variance else None
+def put_together(canvas: SceneCanvas) -> tuple[np.ndarray, Maps]:
+    """The whole image, uint8 H x W x 3, and what the model says of it."""
+    size, trusted = canvas.source.size, canvas.pipe.predicts_variance
+    eo = np.empty((*size, 3), np.uint8)
+    maps = Maps(*(np.empty(size, np.float32) if there else None for there in (trusted, trusted and canvas.knots)))
     for window in canvas.windows():
         place = window.box.slices()[1:]
         eo[place] = window.eo
-        if confidence is not None:
-            confidence[place] = window.confidence
-    return eo, confidence
+        for whole, part in zip(maps, (window.confidence, window.expected_error), strict=True):
+            if whole is not None:
+                whole[place] = part
+    return eo, maps
 
 
-def write_image(outputs: Outputs, eo: np.ndarray, confidence: np.ndarray | None, settings: dict) -> None:
+def write_image(outputs: Outputs, eo: np.ndarray, maps: Maps, settings: dict) -> None:
     """The files of an image, the image itself last: where it stands, the others are complete.
 
     Raises:
         OSError: one of them cannot be written.
     """
     try:
-        if outputs.confidence is not None and confidence is not None:
-            save_image((confidence * 65535).round().astype(np.uint16), outputs.confidence, settings)
+        if outputs.confidence is not None and maps.confidence is not None:
+            save_image((maps.confidence * 65535).round().astype(np.uint16), outputs.confidence, settings)
+        if outputs.preview is not None:
+            save_image(np.asarray(image_preview(eo, maps, outputs.eo.name)), outputs.preview, settings)
         save_image(eo, outputs.eo, settings)
     except OSError as error:
         raise OSError(f"{outputs.eo} cannot be written ({error}): is the disk full?") from error
-
-
-def save_image(pixels: np.ndarray, target: Path, settings: dict) -> None:
-    """Write uint8 H x W x 3 or uint16 H x W, with the settings it was made with: whole, or not at all."""
-    image, text = PIL.Image.fromarray(pixels), json.dumps(settings)
-    with written_aside(target) as aside:
-        if target.suffix.lower() in (".jpg", ".jpeg"):
-            image.save(aside, format="JPEG", quality=95, comment=text)
-        else:
-            info = PngInfo()
-            info.add_text(TAG, text)
-            image.save(aside, format="PNG", pnginfo=info)

@@ -19,6 +19,7 @@ class Outputs(NamedTuple):
     eo: Path
     confidence: Path | None
     item: Path | None
+    preview: Path | None = None
 
     @property
     def files(self) -> list[Path]:
@@ -112,7 +113,7 @@ def _expand(path: Path) -> list[Path]:
 
 
 def plan_outputs(
-    sources: list[Path], output: Path, confidence: bool, stac: bool, named: Iterable[Path] = ()
+    sources: list[Path], output: Path, confidence: bool, stac: bool, named: Iterable[Path] = (), preview: bool = False
 ) -> dict[Path, Outputs]:
     """The output files of every input, under its name; `named` are further files that must stay (items, lists).
 
@@ -129,6 +130,7 @@ def plan_outputs(
             output / (f"{stem}.tif" if source.is_dir() else source.name),
             output / f"{stem}_confidence.{'tif' if scene else 'png'}" if confidence else None,
             output / f"{stem}.json" if stac and scene else None,
+            output / f"{stem}_preview.png" if preview else None,
         )
         for target in plan[source].files:
             if target in owner:

@@ -5,9 +5,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
+from PIL.PngImagePlugin import PngInfo
 
-from c_diffset.files import file_sha256
+from c_diffset.files import file_sha256, written_aside
 from c_diffset.inference.inputs import Outputs, is_raster
 from c_diffset.sar.gdal import open_raster
 
@@ -53,6 +55,18 @@ def as_asked(record: dict | None) -> dict | None:
     asked = record.get("asked")
     settings = {name: value for name, value in record.items() if name not in FOUND}
     return settings | (asked if isinstance(asked, dict) else {})
+
+
+def save_image(pixels: np.ndarray, target: Path, settings: dict) -> None:
+    """Write uint8 H x W x 3 or uint16 H x W, with the settings it was made with: whole, or not at all."""
+    image, text = PIL.Image.fromarray(pixels), json.dumps(settings)
+    with written_aside(target) as aside:
+        if target.suffix.lower() in (".jpg", ".jpeg"):
+            image.save(aside, format="JPEG", quality=95, comment=text)
+        else:
+            info = PngInfo()
+            info.add_text(TAG, text)
+            image.save(aside, format="PNG", pnginfo=info)
 
 
 def settings_in(path: Path) -> dict | None:

@@ -19,9 +19,10 @@ from c_diffset.inference.canvas import Sampling, SceneCanvas, Work, scene_tiling
 from c_diffset.inference.cog import BLOCK, CogWriter
 from c_diffset.inference.inputs import Outputs, is_raster, plan_outputs
 from c_diffset.inference.options import ReadOptions, SceneOptions
+from c_diffset.inference.preview import scene_preview
 from c_diffset.inference.progress import Tell, tell_nobody
 from c_diffset.inference.raster import SarRaster, check_size
-from c_diffset.inference.record import TAG, Found
+from c_diffset.inference.record import TAG, Found, save_image
 from c_diffset.inference.source import Source
 from c_diffset.inference.stac import describe_place, write_item
 from c_diffset.inference.team import Team
@@ -95,6 +96,7 @@ def translate_scene(
     *,
     confidence: bool = True,
     stac: bool = False,
+    preview: bool = False,
     model: dict | None = None,
 ) -> Outputs:
     """Translate a GeoTIFF or a Sentinel-1 GRD SAFE folder; memory does not grow with the scene.
@@ -108,6 +110,7 @@ def translate_scene(
         confidence: also write the confidence, in (0, 1]; with a calibrated model, the expected error in 8-bit levels as
             a second band.
         stac: also write NAME.json, a STAC item.
+        preview: also write NAME_preview.png, see `scene_preview`.
         model: name and revision of the model for the tags; where it was loaded from by default.
 
     Raises:
@@ -116,7 +119,7 @@ def translate_scene(
     """
     path, output = Path(path), Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    outputs = plan_outputs([path], output, confidence, stac)[path]
+    outputs = plan_outputs([path], output, confidence, stac, preview=preview)[path]
     model = model or {"model": str(pipe.config.get("_name_or_path", ""))}
     translator = Translator(pipe, options or SceneOptions(), model)
     record = run_scene(path, translator, outputs, Team(), tell_nobody)
@@ -252,18 +255,24 @@ def write_outputs(canvas: SceneCanvas, raster: SarRaster, outputs: Outputs, fold
     tags = {name: value for name, value in tags.items() if value not in (None, "")}
     with ExitStack() as stack:
         eo = stack.enter_context(CogWriter(outputs.eo, folder, raster.size, place, tags))
-        if outputs.confidence is not None:
+        trust = None
+        if outputs.confidence or (outputs.preview and canvas.pipe.predicts_variance):
             names = ("confidence", "expected_error") if canvas.knots else ("confidence",)
-            trust = stack.enter_context(CogWriter(outputs.confidence, folder, raster.size, place, tags, *names))
+            target = outputs.confidence or outputs.eo.with_name("confidence.tif")  # for the preview alone
+            trust = stack.enter_context(CogWriter(target, folder, raster.size, place, tags, *names))
         for window in canvas.windows():
             eo.write(window.box, window.eo, window.valid)
-            if outputs.confidence is not None:
+            if trust is not None:
                 maps = [window.confidence, window.expected_error] if canvas.knots else [window.confidence]
                 trust.write(window.box, np.stack(maps), window.valid)
-    if outputs.confidence is not None:
+    if outputs.preview is not None:
+        picture = scene_preview(eo.partial, trust and trust.partial, outputs.eo.name)
+        save_image(np.asarray(picture), outputs.preview, settings)
+    if trust is not None and outputs.confidence is not None:
         trust.publish()
-    eo.publish()  # the image comes last: where it stands, its confidence is complete
+    eo.publish()  # the image comes last: where it stands, the others are complete
     if outputs.item is not None:
         with gdal():
-            transform, used = canvas.pipe.config.eo_transform, {k: v for k, v in settings.items() if k != "asked"}
-            write_item(outputs.item, outputs.eo, outputs.confidence, used, raster.polarisations, transform)
+            used = {k: v for k, v in settings.items() if k != "asked"}
+            about = used, raster.polarisations, canvas.pipe.config.eo_transform
+            write_item(outputs.item, outputs.eo, outputs.confidence, *about, outputs.preview)

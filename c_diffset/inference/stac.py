@@ -93,7 +93,13 @@ def _beside(path: Path, key: str, href: str) -> Path:
 
 
 def write_item(
-    target: Path, eo: Path, confidence: Path | None, settings: dict, sar_bands: list[str], eo_transform: dict
+    target: Path,
+    eo: Path,
+    confidence: Path | None,
+    settings: dict,
+    sar_bands: list[str],
+    eo_transform: dict,
+    preview: Path | None = None,
 ) -> None:
     """Write the STAC item of a synthetic EO image.
 
@@ -107,6 +113,7 @@ def write_item(
         settings: of the translation, JSON values; they become properties under the prefix `c_diffset:`.
         sar_bands: names of the SAR bands; those that are polarisations become `sar:polarizations`.
         eo_transform: of the model; says what a black and a white pixel stand for.
+        preview: PNG in the same folder, where there is one.
     """
     now = datetime.now(UTC)
     with open_raster(eo) as raster:
@@ -120,6 +127,9 @@ def write_item(
     if confidence is not None:
         title = "Confidence of the synthetic EO image"
         item.add_asset("confidence", _asset(confidence, title, ["confidence"], [{"name": "confidence"}]))
+    if preview is not None:
+        title = "EO image and how far it can be trusted, to look at"
+        item.add_asset("preview", pystac.Asset(f"./{preview.name}", title, None, pystac.MediaType.PNG, ["overview"]))
     item.stac_extensions = _extensions(item)
     write_json(target, item.to_dict())
 
@@ -235,6 +245,6 @@ def _asset(path: Path, title: str, roles: list[str], bands: list[dict]) -> pysta
 def _extensions(item: pystac.Item) -> list[str]:
     """Schemas of the extensions that the item has fields of; each of them asks for one field at least."""
     extras = [asset.extra_fields for asset in item.assets.values()]
-    objects = [item.properties, *extras, *(band for extra in extras for band in extra["bands"])]
+    objects = [item.properties, *extras, *(band for extra in extras for band in extra.get("bands", []))]
     prefixes = {field.split(":")[0] for fields in objects for field in fields}
     return [schema for name, schema in EXTENSIONS.items() if name in prefixes]

@@ -36,6 +36,7 @@ def translate(
     max_pixels: int = MAX_PIXELS,
     stac: bool = False,
     threads: int | None = None,
+    preview: bool = False,
 ) -> "Translation":
     """Translate SAR images (PNG, JPEG) and scenes (GeoTIFF, Sentinel-1 GRD in SAFE) to EO images of the same names.
 
@@ -70,6 +71,8 @@ def translate(
         stac: Also write NAME.json, a STAC item, for every scene.
         threads: Number of threads of each process on a CPU. Its share of the cores when not given. One process and
             many write the same bytes where this is the same; otherwise sums are rounded in another order.
+        preview: Also write NAME_preview.png, of at most 1024 pixels a side: the image beside its expected error, where
+            the model is calibrated, or else beside its confidence.
 
     Returns:
         What was written, skipped, and failed with which error: an input that cannot be read does not stop the others.
@@ -104,7 +107,7 @@ def translate(
         raise PermissionError(f"{folder}: this folder cannot be written")
     sources = find_inputs(inputs, folder)
     named = [path for name in inputs for path in (Path(name), *matching(name, folder))]
-    plan = plan_outputs(sources, folder, confidence, stac, named)
+    plan = plan_outputs(sources, folder, confidence, stac, named, preview)
     team, own_device = join_team()
     if device is None or (team.size > 1 and device == own_device.type):
         device = str(own_device)

@@ -7,17 +7,23 @@ import numpy as np
 
 @dataclass(frozen=True)
 class ColourScale:
-    """Colours at equal steps from 0 to `full`, linear between them; larger values have the last colour."""
+    """Colours at equal steps from `low` to `full`, linear between them; values beyond have the first or last colour."""
 
     colours: tuple[tuple[int, int, int], ...]
     full: float
     unit: str = ""
+    low: float = 0.0
 
     def paint(self, values: np.ndarray) -> np.ndarray:
         """A map H x W as uint8 H x W x 3."""
-        knots = np.linspace(0, self.full, len(self.colours))
+        knots = np.linspace(self.low, self.full, len(self.colours))
         channels = [np.interp(values, knots, channel) for channel in zip(*self.colours, strict=True)]
         return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+    @property
+    def open(self) -> bool:
+        """Whether values can be larger than the upper end."""
+        return bool(self.unit) or self.full < 1
 
     @property
     def top(self) -> str:
