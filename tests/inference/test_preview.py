@@ -97,6 +97,13 @@ def test_large_images_are_averaged_and_long_names_cut():
     assert (picture[:, -GAP:] == 255).all()  # no letter reaches the edge
 
 
+def test_without_a_confidence_the_image_stands_alone():
+    eo = np.full((20, 30, 3), (10, 90, 40), np.uint8)
+    picture = np.asarray(image_preview(eo, Maps(), "a.png"))
+    height, width = plan_layout(20, 30, 1).size
+    assert (picture == (10, 90, 40)).all(axis=2).sum() == height * width >= 600
+
+
 def test_a_stretch_has_round_ends_and_says_them():
     confidence = np.linspace(0.612, 0.791, 1000, dtype=np.float32).reshape(20, 50)
     values, title, scale = trust_panel(Maps(confidence))
