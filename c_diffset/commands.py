@@ -198,13 +198,14 @@ def _train_and_publish(train: Callable[[RunConfig], Path], config: RunConfig) ->
 
     from c_diffset.hub.contents import check_target, publish_autoencoder
     from c_diffset.hub.publish import publish
+    from c_diffset.training.summary import summary
 
     repo, private = config.push_to_hub, config.push_private
     if repo:
         check_target(repo)
     folder = train(config)
     if PartialState().is_main_process:
-        print(f"model: {folder}")
+        print(summary(folder, config))
     if repo and PartialState().is_main_process:
         is_pipeline = (folder / "model_index.json").is_file()
         try:

@@ -50,13 +50,28 @@ def _draw_scales(
         draw.text((left + width + GAP, middle), after, "black", font, anchor="lm")
 
 
-def make_grid(rows: Sequence[Mapping[str, "Tensor"]], cell: int = 256) -> PIL.Image.Image:
+def _fitting(text: str, width: int, font: PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont) -> str:
+    """The end of a text, in one line, as far as it fits."""
+    text = " ".join(text[-200:].split())
+    while text and font.getlength(text) > width:
+        text = text[1:]
+    return text
+
+
+def make_grid(
+    rows: Sequence[Mapping[str, "Tensor"]],
+    cell: int = 256,
+    captions: Sequence[str] | None = None,
+    title: str | None = None,
+) -> PIL.Image.Image:
     """Lay images out in columns, titled by their labels, in the order of the labels' first row.
 
     Args:
         rows: by label an image 3 x H x W in [0, 1], or a map H x W in the unit of `SCALES`, whose scale is added below
             the rows. A label that a row lacks leaves an empty place.
         cell: images with a longer side are drawn smaller, at this many pixels; small ones larger, by a whole factor.
+        captions: a line of text below each row.
+        title: a line of text above everything.
     """
     columns = list(dict.fromkeys(label for row in rows for label in row))
     maps = [label for label in columns if any(label in row and row[label].ndim == 2 for row in rows)]
@@ -66,17 +81,25 @@ def make_grid(rows: Sequence[Mapping[str, "Tensor"]], cell: int = 256) -> PIL.Im
         max([int(font.getlength(label)), *(row[label].width for row in pictures if label in row)]) for label in columns
     ]
     heights = [max((picture.height for picture in row.values()), default=0) for row in pictures]
-    size = (sum(widths) + GAP * (len(widths) + 1), BAND * (1 + len(maps)) + sum(heights) + GAP * len(heights))
+    lines = 1 + len(maps) + bool(title) + len(captions or ())
+    size = (sum(widths) + GAP * (len(widths) + 1), BAND * lines + sum(heights) + GAP * len(heights))
     canvas = PIL.Image.new("RGB", size, "white")
     draw = PIL.ImageDraw.Draw(canvas)
     lefts = [GAP + sum(widths[:i]) + GAP * i for i in range(len(widths))]
+    top = BAND * bool(title)
+    if title:
+        draw.text((GAP, BAND // 2), _fitting(title, canvas.width - 2 * GAP, font), "black", font, anchor="lm")
     for left, width, label in zip(lefts, widths, columns, strict=True):
-        draw.text((left + width // 2, BAND // 2), label, "black", font, anchor="mm")
-    top = BAND
-    for row, height in zip(pictures, heights, strict=True):
+        draw.text((left + width // 2, top + BAND // 2), label, "black", font, anchor="mm")
+    top += BAND
+    for number, (row, height) in enumerate(zip(pictures, heights, strict=True)):
         for left, label in zip(lefts, columns, strict=True):
             if label in row:
                 canvas.paste(row[label], (left, top))
         top += height + GAP
+        if captions:
+            text = _fitting(captions[number], canvas.width - 2 * GAP, font)
+            draw.text((GAP, top + BAND // 2 - GAP), text, "black", font, anchor="lm")
+            top += BAND
     _draw_scales(canvas, maps, font)
     return canvas

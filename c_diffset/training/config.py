@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 from jsonargparse import ArgumentError, get_loader, set_loader
@@ -12,6 +13,7 @@ from c_diffset.files import check_yaml
 from c_diffset.training.recipes import ConfigAction, recipes
 
 MOST_STEPS = 99_999_999  # names of checkpoints have eight digits
+TRACKERS = {"tensorboard": ["tensorboard"], "wandb": ["wandb"], "both": ["tensorboard", "wandb"], "none": []}
 MOST_WEIGHT = 1e6  # the largest weight of one loss beside the others
 
 
@@ -186,6 +188,8 @@ class RunConfig:
         channels_last: Whether the model's weights lie in memory with their channels last.
         seed: Random seed of the weights, the order, the crops and the noise.
         log_every: Number of updates between two lines of `metrics.jsonl`.
+        report_to: Where losses, learning rate, metrics and samples go beside `metrics.jsonl` and `samples/`: to
+            "tensorboard" in the run's folder, to "wandb" (Weights & Biases, which must be installed), both or none.
         checkpoint_every: Number of updates between two checkpoints.
         keep_checkpoints: Number of checkpoints that are kept.
         resume: Whether to go on from the newest checkpoint in the run's folder, if there is one.
@@ -207,6 +211,7 @@ class RunConfig:
     channels_last: bool = False
     seed: int = number(0, 0, 2**32 - 1)
     log_every: int = number(10, 1, MOST_STEPS)
+    report_to: Literal["tensorboard", "wandb", "both", "none"] = "tensorboard"
     checkpoint_every: int = number(1000, 1, MOST_STEPS)
     keep_checkpoints: int = number(2, 1, 1_000_000)
     resume: bool = True
@@ -215,6 +220,11 @@ class RunConfig:
 
     def __post_init__(self):
         check_values(self)
+        if "wandb" in TRACKERS[self.report_to] and find_spec("wandb") is None:
+            raise ValueError(
+                f"report_to is {self.report_to}, but Weights & Biases is not installed: pip install wandb, or set "
+                "report_to to tensorboard"
+            )
         if self.data.latent_cache and self.data.streaming:
             raise ValueError(
                 "data.latent_cache and data.streaming exclude each other: the cache needs the whole data set"

@@ -29,7 +29,7 @@ from c_diffset.training.config import DecoderConfig
 from c_diffset.training.loop import make_accelerator, train
 from c_diffset.training.pairs import check_pairs, training_pairs
 from c_diffset.training.task import Task
-from c_diffset.training.validation import GRID_ROWS
+from c_diffset.training.validation import GRID_ROWS, title_of
 
 GRID_LABELS = ("EO", "generic", "fine-tuned")
 
@@ -143,7 +143,7 @@ class DecoderTask(Task):
         """The whole autoencoder: it is what a run saves."""
         return self.model
 
-    def validate(self, pipe: AutoencoderTiny, picture: Path) -> dict[str, float] | None:
+    def validate(self, pipe: AutoencoderTiny, picture: Path, step: int) -> dict[str, float] | None:
         """Metrics of the reconstructed validation crops, beside those before fine-tuning, with a picture grid."""
         if self.validator is None:
             return None
@@ -151,7 +151,8 @@ class DecoderTask(Task):
         crops = (np.moveaxis(pair.eo, -1, 0) for pair in self.crops[:GRID_ROWS])
         true = [eo_to_tensor(eo, self.eo_transform) * 0.5 + 0.5 for eo in crops]
         rows = zip(true, self.generic[1], pictures, strict=True)
-        make_grid([dict(zip(GRID_LABELS, row, strict=True)) for row in rows]).save(picture)
+        named, captions = [dict(zip(GRID_LABELS, row, strict=True)) for row in rows], [each.id for each in self.crops]
+        make_grid(named, captions=captions[: len(named)], title=title_of(step)).save(picture)
         return means | {f"generic_{name}": value for name, value in self.generic[0].items()}
 
 

@@ -24,11 +24,12 @@ from c_diffset.noise import noise_generator
 from c_diffset.precision import choose_precision
 from c_diffset.training.average import AveragedWeights
 from c_diffset.training.checkpoint import Part
-from c_diffset.training.config import RunConfig
+from c_diffset.training.config import TRACKERS, RunConfig
 from c_diffset.training.history import write_history
 from c_diffset.training.run import RunFolder
 from c_diffset.training.stopping import Stop, Stopped
 from c_diffset.training.task import Task, cosine_lr
+from c_diffset.training.trackers import start_trackers, track_picture
 
 
 def settled_precision(config: RunConfig) -> Literal["no", "fp16", "bf16"] | None:
@@ -56,13 +57,13 @@ def settled_precision(config: RunConfig) -> Literal["no", "fp16", "bf16"] | None
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
-    """The Accelerator of a run: precision, which is settled in `config`, accumulation, TensorBoard and seeds."""
+    """The Accelerator of a run: precision, which is settled in `config`, accumulation, trackers and seeds."""
     config.mixed_precision = settled_precision(config)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with="tensorboard",
-        project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=config.output_dir),
+        log_with=TRACKERS[config.report_to] or None,
+        project_config=ProjectConfiguration(config.output_dir, logging_dir=str(Path(config.output_dir, "logs"))),
     )
     if accelerator.device.type == "cpu":
         use_whole_cpu(accelerator.num_processes)
@@ -165,7 +166,7 @@ class _Training:
             if 0 < step < self.config.max_steps:
                 print(f"{self.run.path}: going on after update {step} of {self.config.max_steps}", flush=True)
             self.run.forget_after(step)
-            self.accelerator.init_trackers("logs")
+            start_trackers(self.accelerator, self.config)
         data = self.config.data
         due = step > 0 and self._is_validated(step) and bool(data.validation_split or data.validation_fraction)
         self.to_validate = due and not self.run.has_validation(step)
@@ -239,7 +240,7 @@ class _Training:
             picture = self.run.samples / f"step_{step:08d}.png"
             try:
                 with self.stop.interruptible():
-                    values = self.task.validate(pipe, picture)
+                    values = self.task.validate(pipe, picture, step)
             except Stopped:
                 return
             self.to_validate = False
@@ -252,6 +253,7 @@ class _Training:
         named = {f"validation/{name}": value for name, value in values.items()}
         self.run.log(step=step, **named)
         self.accelerator.log(named, step=step)
+        track_picture(self.accelerator, picture, step)
 
     def _save(self) -> None:
         """The pipeline first: where a checkpoint is, its pipeline is too."""

@@ -23,7 +23,7 @@ LOCK_SECONDS = 10  # loaders of a killed training hold its lock until they notic
 FREE_ON_RESUME = {
     *("output_dir", "model.base", "model.vae", "data.source", "data.latent_cache", "data.validation_split"),
     *("data.num_workers", "log_every", "checkpoint_every", "keep_checkpoints", "compile", "channels_last"),
-    *("resume", "push_to_hub", "push_private", "gradient_checkpointing", "teacher", "time_aware.results"),
+    *("resume", "report_to", "push_to_hub", "push_private", "gradient_checkpointing", "teacher", "time_aware.results"),
     *("base", "encoder", "lpips_weights"),
 }
 

@@ -137,9 +137,9 @@ class Task:
     def save_adapter(self, run: RunFolder) -> None:
         """Write the adapter, where one is trained instead of all weights."""
 
-    def validate(self, pipe: CDiffSETPipeline | AutoencoderTiny, picture: Path) -> dict[str, float] | None:
-        """Metrics on the validation split, with a picture grid; None without such a split."""
-        return None if self.validator is None else self.validator(pipe, picture)
+    def validate(self, pipe: CDiffSETPipeline | AutoencoderTiny, picture: Path, step: int) -> dict[str, float] | None:
+        """Metrics on the validation split after update `step`, with a picture grid; None without such a split."""
+        return None if self.validator is None else self.validator(pipe, picture, step)
 
 
 class PairsTask(Task):

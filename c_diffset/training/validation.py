@@ -16,6 +16,11 @@ from c_diffset.training.config import ValidationConfig
 GRID_ROWS = 6
 
 
+def title_of(step: int) -> str:
+    """What stands above the samples of a training."""
+    return f"after {step:,} update{'s' * (step > 1)}"
+
+
 class Validator:
     """Samples the same crops with the same noise at every call, so that its figures can be compared over a run.
 
@@ -35,8 +40,8 @@ class Validator:
         if config.metric == "lpips" or config.lpips_weights is not None:
             self.lpips_model = load_lpips(config.lpips_net, config.lpips_weights).to(device)
 
-    def __call__(self, pipe: CDiffSETPipeline, grid: Path) -> dict[str, float]:
-        """Mean metrics over the crops; writes the picture grid to `grid`."""
+    def __call__(self, pipe: CDiffSETPipeline, grid: Path, step: int) -> dict[str, float]:
+        """Mean metrics over the crops after update `step`; writes the picture grid to `grid`."""
         pipe.set_progress_bar_config(disable=True)
         results = list(
             evaluate_pairs(
@@ -47,6 +52,8 @@ class Validator:
                 lpips_model=self.lpips_model,
             )
         )
-        make_grid([result.pictures for result in results[:GRID_ROWS]]).save(grid)
+        shown = results[:GRID_ROWS]
+        captions = [f"{result.id}: PSNR {result.metrics['psnr']:.1f} dB" for result in shown]
+        make_grid([result.pictures for result in shown], captions=captions, title=title_of(step)).save(grid)
         means = mean_metrics([result.metrics for result in results])
         return {"lpips" if name.startswith("lpips") else name: value for name, value in means.items()}
