@@ -133,6 +133,8 @@ def evaluate(
         pipe = each if isinstance(each, CDiffSETPipeline) else load_pipeline(each, revision, device, dtype, vae)
         gallery = Gallery(chosen=set(galleries[0].pictures)) if galleries else Gallery()
         weights = None if pipe is each else model_revision(each, revision)
+        if vae is not None:  # figures of another model than the one in the folder
+            weights = f"{weights} with the autoencoder {vae}"
         identity = {"model": parts.name_of(each), "revision": revision, "weights": weights}
         report, grid = session.measure(pipe, identity, gallery)
         print(parts.quality_table(report))

@@ -280,6 +280,7 @@ def test_the_report_names_the_autoencoder_and_its_ceiling(make_pipe, data, tmp_p
     assert own.autoencoder == f"AutoencoderKL, {tmp_path / 'model/vae'}"
     other = evaluate(tmp_path / "model", data, output=tmp_path / "out", vae=str(tmp_path / "taesd"), **options)
     assert other.autoencoder == f"AutoencoderTiny, {tmp_path / 'taesd'}"
+    assert other.weights == f"{own.weights} with the autoencoder {tmp_path / 'taesd'}"  # so it cannot be published
     assert json.loads((tmp_path / "out/metrics.json").read_text())["ceiling"] == other.ceiling
     assert other.ceiling["psnr"] != own.ceiling["psnr"] and other.floors == own.floors
     lines = capsys.readouterr().out.splitlines()

@@ -133,7 +133,7 @@ def test_the_expected_error_comes_first_where_the_model_is_calibrated():
 def test_what_is_left_out_says_why_once():
     left_out = [LeftOut(name, reason) for name, reason in (("fid", "no file"), ("kid", "no file"), ("ssim", "small"))]
     text = make_page([full_report(left_out=left_out)], ["first"], [])
-    assert "<dt>fid, kid</dt><dd>no file</dd>" in text and "<dt>ssim</dt><dd>small</dd>" in text
+    assert "<dt>fid, kid</dt><dd>No file.</dd>" in text and "<dt>ssim</dt><dd>Small.</dd>" in text
 
 
 def test_compare_says_what_it_found_and_reads_several_models_of_one_folder(tmp_path, capsys):

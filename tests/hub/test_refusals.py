@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from c_diffset.hub.publish import publish
 from c_diffset.hub.publish_pairs import check_push
+from c_diffset.loading import model_revision
 from tests.hostile import bounded
 from tests.hub.conftest import REPO, change_json, evaluation_of, save_model, write_reports, write_run
 
@@ -162,6 +163,10 @@ def test_a_report_on_another_model_is_refused(hub, model, tmp_path):
     for content, message in (
         (evaluation_of(other), "is about .*other, with weights sha256:.*evaluate the folder that you publish"),
         (evaluation_of(model, weights=None), "with weights None"),
+        (
+            evaluation_of(model, weights=f"{model_revision(model)} with the autoencoder taesd"),
+            "with the autoencoder taesd",
+        ),
         (evaluation_of(model, mean=None), "mean is None: expected an object"),
         (evaluation_of(model, mean={"psnr": float("nan")}), "mean.psnr is nan: expected a finite number"),
         (evaluation_of(model, floors=[1]), "floors is .1.: expected an object"),
