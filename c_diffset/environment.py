@@ -14,12 +14,14 @@ def env() -> None:
     import torch
 
     from c_diffset.loading import choose_device
+    from c_diffset.precision import fast_precision
 
     facts = {"c_diffset": __version__, "Python": platform.python_version(), "system": platform.platform()}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts["CPU"] = f"{cpu_name()}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}"
     facts["memory"] = memory()
-    facts["device"] = str(choose_device())
+    device = choose_device()
+    facts["device"] = f"{device}, {fast_precision(device)} where the precision is auto"
     for number in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(number)
         facts[f"GPU {number}"] = f"{found.name}, {found.total_memory / 2**30:.0f} GiB, {found.major}.{found.minor}"
