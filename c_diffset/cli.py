@@ -44,6 +44,18 @@ ARGUMENTS = {
             "nargs": "+",
             "help": "Polarisations (VV VH HH HV) or numbers of a scene's bands, in the order that the model reads.",
         },
+        "--bbox": {
+            "nargs": 4,
+            "type": float,
+            "metavar": ("LEFT", "BOTTOM", "RIGHT", "TOP"),
+            "help": "Part of each scene that is translated, in units of `bbox_crs`; pixels that it touches count.",
+        },
+        "--window": {
+            "nargs": 4,
+            "type": int,
+            "metavar": ("COLUMN", "ROW", "WIDTH", "HEIGHT"),
+            "help": "Part of each scene that is translated, in pixels, counted from 0 and after warping.",
+        },
     },
     "info": {
         "model": {"help": "Folder or Hub id of the model."},

@@ -68,7 +68,7 @@ class Forecast:
 def forecast(path: Path, translator: Translator) -> Forecast:
     """What a scene is, and whether the model can translate it; nothing is written, and products are not calibrated."""
     if is_safe(path):
-        height, width = size_of(path)
+        height, width = size_of(path, translator.options)
         stride = translator.settings["tile_size"] - translator.settings["overlap"]
         tiles = -(-height // stride) * -(-width // stride)
         return Forecast(path, (height, width), "power, after calibration by the product's own tables", tiles=tiles)
@@ -76,7 +76,8 @@ def forecast(path: Path, translator: Translator) -> Forecast:
         raster = SarRaster(path, translator.pipe.config.sar_transform, translator.options)
         return _describe(raster, translator)
     except (ValueError, OSError) as error:
-        return Forecast(path, size_of(path), problem=" ".join(str(error).removeprefix(f"{path}: ").split()))
+        problem = " ".join(str(error).removeprefix(f"{path}: ").split())
+        return Forecast(path, size_of(path, translator.options), problem=problem)
 
 
 def _describe(raster: SarRaster, translator: Translator) -> Forecast:

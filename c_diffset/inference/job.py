@@ -13,10 +13,10 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from c_diffset.batching import batches_of_one_size
+from c_diffset.inference.grid import OutsideError, check_size
 from c_diffset.inference.images import translate_batch, translate_large
 from c_diffset.inference.inputs import Outputs, is_scene
 from c_diffset.inference.progress import InputBar
-from c_diffset.inference.raster import check_size
 from c_diffset.inference.record import Found, Manifest, as_asked, conflict, settings_in
 from c_diffset.inference.scene import Translator, run_scene, size_of
 from c_diffset.inference.team import Team, describe
@@ -30,12 +30,14 @@ class Translation:
         written: the images written, apart from the following.
         empty: images of scenes without a valid pixel: all masked.
         skipped: images that were there already.
+        outside: inputs that have nothing in the part that was asked for.
         failed: the error of each input that failed.
     """
 
     written: list[Path] = field(default_factory=list)
     empty: list[Path] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
+    outside: list[Path] = field(default_factory=list)
     failed: dict[Path, str] = field(default_factory=dict)
 
 
@@ -58,7 +60,7 @@ class Job:
             if not self.overwrite:
                 todo = {s: out for s, out in todo.items() if not all(file.exists() for file in out.files)}
             finished = [source for source in self.plan if source not in todo]
-            sizes = {source: size_of(source) for source in self.plan if source in todo or not is_scene(source)}
+            sizes = self._sizes(todo)
             self.pixels = {source: height * width for source, (height, width) in sizes.items()}
             tile = self.translator.settings["tile_size"]
             self.tiled = {source for source in self.plan if is_scene(source) or max(sizes[source]) > tile}
@@ -81,6 +83,18 @@ class Job:
             for source in own:
                 self._by_tiles(source, Team(), bar)
         return self._report(finished)
+
+    def _sizes(self, todo: dict[Path, Outputs]) -> dict[Path, tuple[int, int]]:
+        """Height and width of what is to be done, and of all images; scenes outside are taken out of `todo`."""
+        sizes = {}
+        for source in self.plan:
+            if source in todo or not is_scene(source):
+                try:
+                    sizes[source] = size_of(source, self.translator.options)
+                except OutsideError:
+                    self.result.outside.append(source)
+                    del todo[source]
+        return sizes
 
     def _refuse(self, todo: dict[Path, Outputs], sizes: dict[Path, tuple[int, int]]) -> None:
         """Take out of `todo` what is too large, or whose outputs are there in part and from other settings."""
@@ -162,12 +176,15 @@ class Job:
                 print(one_line(f"{text} ({source} and those alike)"), file=sys.stderr)
             for eo in result.empty:
                 print(one_line(f"empty: {eo} is all masked: its scene has no valid pixel"), file=sys.stderr)
+            for source in result.outside:
+                print(one_line(f"outside: {source} has nothing in the bbox"), file=sys.stderr)
             for source, error in result.failed.items():
                 named = error if error.startswith(str(source)) else f"{source}: {error}"
                 print(one_line(f"failed: {named}"), file=sys.stderr)
             for source in finished:
                 self._keep(source)
             counts = [f"{len(result.written)} written"] + [f"{len(result.empty)} empty"] * bool(result.empty)
+            counts += [f"{len(result.outside)} outside"] * bool(result.outside)
             counts += [f"{len(result.skipped)} there already", f"{len(result.failed)} failed"]
             print(", ".join(counts) + (f", by {self.team.size} processes" if self.team.size > 1 else ""), flush=True)
         gather([])  # a process that ended with a failure would have the others stopped before they have spoken

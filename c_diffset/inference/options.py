@@ -17,7 +17,11 @@ class ReadOptions:
         despeckle: Whether speckle is filtered (refined Lee) before the model sees the scene.
         crs: Coordinate system that the scene is warped to first, such as "EPSG:32631". The scene's own when None.
         resolution: Pixel size after warping, in units of `crs`. That of the scene when None.
-        max_pixels: Number of pixels above which a scene is refused, before and after warping.
+        bbox: Left, bottom, right and top of the part that is translated, in `bbox_crs`. Pixels that it touches count.
+        bbox_crs: Coordinate system of `bbox`, such as "EPSG:4326" for longitude and latitude. When None that of the
+            grid: `crs`, or the scene's own.
+        window: Column, row, width and height in pixels, after warping, of the part that is translated.
+        max_pixels: Number of pixels above which a scene, or the part of it, is refused, before and after warping.
     """
 
     units: str | None = None
@@ -25,7 +29,20 @@ class ReadOptions:
     despeckle: bool = False
     crs: str | None = None
     resolution: float | None = None
+    bbox: list[float] | None = None
+    bbox_crs: str | None = None
+    window: list[int] | None = None
     max_pixels: int = MAX_PIXELS
+
+    @property
+    def is_warped(self) -> bool:
+        """Whether scenes are brought to another grid."""
+        return self.crs is not None or self.resolution is not None
+
+    @property
+    def is_part(self) -> bool:
+        """Whether a part of each scene is asked for."""
+        return self.bbox is not None or self.window is not None
 
     def check(self) -> None:
         """Refuse, before any file is opened, what no scene can be read with.
@@ -42,8 +59,26 @@ class ReadOptions:
             raise ValueError(f"resolution is {self.resolution}: expected a pixel size above 0, in units of `crs`")
         if self.max_pixels < 1:
             raise ValueError(f"max_pixels is {self.max_pixels}: expected at least 1")
-        if self.crs is not None:
-            find_crs(self.crs)
+        for name, text in (("crs", self.crs), ("bbox_crs", self.bbox_crs)):
+            if text is not None:
+                find_crs(text, name)
+        self._check_part()
+
+    def _check_part(self) -> None:
+        if self.bbox is not None and self.window is not None:
+            raise ValueError("bbox and window are both given: expected one of them")
+        if self.bbox_crs is not None and self.bbox is None:
+            raise ValueError(f"bbox_crs is {self.bbox_crs!r}, but there is no bbox")
+        if self.bbox is not None:
+            left, bottom, right, top = self.bbox if len(self.bbox) == 4 else [math.nan] * 4
+            if not (-math.inf < left < right < math.inf and -math.inf < bottom < top < math.inf):
+                raise ValueError(f"bbox is {self.bbox}: expected LEFT BOTTOM RIGHT TOP, left < right and bottom < top")
+        if self.window is not None:
+            column, row, width, height = self.window if len(self.window) == 4 else [-1] * 4
+            if not (column >= 0 and row >= 0 and width >= 1 and height >= 1):
+                raise ValueError(
+                    f"window is {self.window}: expected COLUMN ROW WIDTH HEIGHT in pixels, from 0 and 1 on"
+                )
 
 
 @dataclass

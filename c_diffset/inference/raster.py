@@ -2,20 +2,17 @@
 
 import math
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
-import rasterio
-from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.transform import from_origin
-from rasterio.vrt import WarpedVRT
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
+from c_diffset.inference.grid import check_size, find_part, place_of, warped
 from c_diffset.inference.options import ReadOptions
 from c_diffset.inference.source import fill_invalid, sample
 from c_diffset.inference.tiles import Box
 from c_diffset.pipelines.pipeline_cdiffset import FULL_SCALE, count_bands
-from c_diffset.sar.gdal import find_crs, open_raster, reading
+from c_diffset.sar.gdal import open_raster, reading
 from c_diffset.sar.radiometry import (
     DARKEST,
     LOWEST,
@@ -53,7 +50,8 @@ class SarRaster:
         self.units_are = ""  # given, declared (by the file), detected, or assumed (where no pixel is valid)
         with reading(self.path):
             self.raster = raster = open_raster(file or path)
-            check_size(path, *raster.shape, options.max_pixels)
+            self.part = Box(0, 0, *raster.shape) if options.is_warped else find_part(path, raster, options)
+            check_size(path, *self.part.size, options.max_pixels)
             if raster.dtypes[0].startswith("complex"):  # GDAL has complex integers, which numpy has not
                 raise ValueError(f"{path}: complex pixels; expected detected ones (GRD, or the squared magnitude)")
             self.dtype = np.dtype(raster.dtypes[0])
@@ -66,28 +64,29 @@ class SarRaster:
             self.scaled = set(self.scales) != {1.0} or set(self.offsets) != {0.0}
             self.units, self.units_are = self._find_units(options.units, raster.units[self.bands[0] - 1])
             self._check_units()
-            if options.crs is not None or options.resolution is not None:
+            if options.is_warped:
                 zero_is_missing = self.units != "display" and not any(self.offsets)
-                self.raster = _warped(raster, options, path, zero_is_missing)
+                self.raster = warped(raster, options, path, zero_is_missing)
+                self.part = find_part(path, self.raster, options)
+                check_size(path, *self.part.size, options.max_pixels)
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.raster.height, self.raster.width
+        """Height and width of the part that is read, in pixels."""
+        return self.part.size
 
     @property
     def place(self) -> dict:
         """What a raster on the same pixels needs: `crs` with `transform` or `gcps`, as far as there are any."""
-        gcps, gcps_crs = self.raster.gcps
-        if gcps:
-            return {"gcps": gcps, "crs": gcps_crs}
-        if self.raster.crs is None and self.raster.transform.is_identity:
-            return {}
-        return {"crs": self.raster.crs, "transform": self.raster.transform}
+        return place_of(self.raster, self.part)
 
     @property
     def origin(self) -> tuple[int, int]:
-        """Row and column of the first pixel, counted from the origin of the coordinate system; (0, 0) if rotated."""
+        """Row and column of the first pixel, from the origin of the coordinate system; from the scene's if rotated."""
+        row, column = self._origin_of_whole()
+        return row + self.part.top, column + self.part.left
+
+    def _origin_of_whole(self) -> tuple[int, int]:
         a, b, left, d, e, top = self.raster.transform[:6]
         if b or d or not (a and e and all(map(math.isfinite, (a, e, left, top)))) or self.raster.gcps[0]:
             return 0, 0
@@ -112,6 +111,7 @@ class SarRaster:
             OSError: the file is truncated or damaged there.
             ValueError: the values cannot be in the units.
         """
+        box = box.moved(-self.part.top, -self.part.left)
         with reading(self.path):
             around = box if not self.despeckle else self._around(box)
             values, valid = self._read(around)
@@ -130,15 +130,15 @@ class SarRaster:
             OSError: as `read`.
         """
         with reading(self.path):
-            return self._read(box)[1]
+            return self._read(box.moved(-self.part.top, -self.part.left))[1]
 
     def _around(self, box: Box) -> Box:
         margin = HALO + FILL_MARGIN
         wider = Box(box.top - margin, box.left - margin, box.bottom + margin, box.right + margin)
-        return wider.common(Box(0, 0, *self.size))
+        return wider.common(Box(0, 0, *self.raster.shape))
 
     def _read(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
-        """Bands x H x W in the scene's units, unscaled, and which pixels hold something."""
+        """Bands x H x W in the scene's units, unscaled, and which pixels hold something; a box of the whole raster."""
         window = Window(box.left, box.top, box.size[1], box.size[0])
         values = self.raster.read(self.bands, window=window)
         valid, declared = np.ones(box.size, bool), False
@@ -173,7 +173,7 @@ class SarRaster:
             units, how = "db", "declared"
         if units in (None, "display") and self.dtype == np.uint8 and not self.scaled:
             return "display", how if units else "detected"
-        values = sample(self._read, Box(0, 0, *self.size))
+        values = sample(self._read, self.part)
         if units is None:
             units, how = self._detect_units(values)
         if doubt := doubt_units(values, units, self.sar_transform):
@@ -245,62 +245,3 @@ def choose_bands(
     if mistake:
         raise ValueError(f"{has}; this model reads {', '.join(reads)}, but `bands` names {mistake}: {asked}")
     return chosen
-
-
-def check_size(path: Path, height: float, width: float, limit: int) -> None:
-    """Refuse a scene that would keep the others of its list waiting for days.
-
-    Raises:
-        ValueError: it has more than `limit` pixels.
-    """
-    if not height * width <= limit:
-        size = f"{height:.6g} x {width:.6g} pixels"
-        raise ValueError(f"{path}: {size} are more than max_pixels, {limit}: cut it, or raise max_pixels")
-
-
-def _warped(
-    raster: rasterio.DatasetReader, options: ReadOptions, path: Path, zero_is_missing: bool
-) -> rasterio.DatasetReader:
-    """The raster on another grid, read through GDAL's warper: bilinear, and exact at ground control points."""
-    gcps, gcps_crs = raster.gcps
-    source = gcps_crs if gcps else raster.crs
-    if source is None:
-        raise ValueError(f"{path}: neither a coordinate system nor ground control points to warp it from")
-    target = source if options.crs is None else find_crs(options.crs)
-    missing = _missing(raster, zero_is_missing) | ({"SRC_METHOD": "GCP_TPS"} if gcps else {})
-    warped = WarpedVRT(raster, crs=target, resampling=Resampling.bilinear, **missing)
-    if options.resolution is not None:
-        return _resized(warped, options.resolution, path, options.max_pixels)
-    check_size(path, *warped.shape, options.max_pixels)
-    return warped
-
-
-def _resized(warped: WarpedVRT, resolution: float, path: Path, max_pixels: int) -> rasterio.DatasetReader:
-    """A warped raster with another pixel size, in its XML: where a `WarpedVRT` is told its grid, it drops the GCPs."""
-    left, bottom, right, top = warped.bounds
-    if not resolution <= max(right - left, top - bottom):
-        raise ValueError(
-            f"{path}: resolution is {resolution}, larger than the whole scene ({right - left:.6g} x {top - bottom:.6g} "
-            "in units of `crs`): give a smaller one"
-        )
-    check_size(path, (top - bottom) / resolution, (right - left) / resolution, max_pixels)
-    root = ElementTree.fromstring(warped.tags(ns="xml:VRT")["xml:VRT"])
-    left, top = math.floor(left / resolution) * resolution, math.ceil(top / resolution) * resolution  # one grid for all
-    transform = from_origin(left, top, resolution, resolution)
-    root.set("rasterXSize", str(max(1, math.ceil((right - left) / resolution))))
-    root.set("rasterYSize", str(max(1, math.ceil((top - bottom) / resolution))))
-    for name, grid in (("GeoTransform", transform), ("DstGeoTransform", transform), ("DstInvGeoTransform", ~transform)):
-        next(root.iter(name)).text = ", ".join(map(repr, grid.to_gdal()))
-    file = next(root.iter("SourceDataset"))
-    file.text = str(Path(warped.src_dataset.name).absolute())
-    file.set("relativeToVRT", "0")
-    return rasterio.open(ElementTree.tostring(root, encoding="unicode"))
-
-
-def _missing(raster: rasterio.DatasetReader, zero_is_missing: bool) -> dict:
-    """How warped pixels say that they hold nothing."""
-    if raster.nodata is not None or ColorInterp.alpha in raster.colorinterp:
-        return {}
-    if zero_is_missing and MaskFlags.all_valid in raster.mask_flag_enums[0]:
-        return {"src_nodata": 0, "nodata": 0}
-    return {"add_alpha": True}

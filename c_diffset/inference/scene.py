@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,12 @@ from c_diffset import __version__
 from c_diffset.files import locked, make_own, remove_own
 from c_diffset.inference.canvas import Sampling, SceneCanvas, Work, scene_tiling, tile_sides
 from c_diffset.inference.cog import BLOCK, CogWriter
+from c_diffset.inference.grid import OutsideError, check_size, part_of_source, part_size
 from c_diffset.inference.inputs import Outputs, is_raster, plan_outputs
 from c_diffset.inference.options import ReadOptions, SceneOptions
 from c_diffset.inference.preview import scene_preview
 from c_diffset.inference.progress import Tell, tell_nobody
-from c_diffset.inference.raster import SarRaster, check_size
+from c_diffset.inference.raster import SarRaster
 from c_diffset.inference.record import TAG, Found, save_image
 from c_diffset.inference.source import Source
 from c_diffset.inference.stac import describe_place, write_item
@@ -146,7 +147,7 @@ def run_scene(
     pipe, options = translator.pipe, translator.options
     if outputs.confidence is not None and not pipe.predicts_variance:
         raise ValueError("this model predicts no confidence: its UNet has no variance channel")
-    check_size(path, *size_of(path), options.max_pixels)
+    check_size(path, *size_of(path, options), options.max_pixels)
     folder = outputs.eo.parent / f".{outputs.eo.name}.work"
     progress("reading", 0, 1)
     with ExitStack() as mine:
@@ -187,16 +188,24 @@ def work_folder(folder: Path) -> Iterator[None]:
             remove_own(folder)
 
 
-def size_of(path: Path) -> tuple[int, int]:
-    """Height and width of an image or a scene, (1, 1) where that cannot be read: whoever translates it will say why."""
+def size_of(path: Path, options: ReadOptions) -> tuple[int, int]:
+    """Height and width of an image, a scene or the part of one that is asked for.
+
+    They are (1, 1) where that cannot be read: whoever translates it will say why.
+
+    Raises:
+        OutsideError: nothing of the scene is in the part that is asked for.
+    """
     try:
         if is_safe(path):
             path = next(file for file in sorted((path / "measurement").iterdir()) if is_raster(file))
         if is_raster(path):
-            with open_raster(path) as raster:
-                return raster.shape
+            with gdal(), open_raster(path) as raster:
+                return part_size(path, raster, options)
         with PIL.Image.open(path) as image:
             return image.height, image.width
+    except OutsideError:
+        raise
     except Exception:  # such as of an image too large to be safe
         return 1, 1
 
@@ -207,11 +216,13 @@ def prepare_scene(path: Path, pipe: CDiffSETPipeline, options: SceneOptions, fol
         if options.units not in (None, "power"):
             raise ValueError(f"{path}: units is {options.units!r}, but SAFE products become power: leave it out")
         with gdal():
-            calibrate_safe(path, folder / SCRATCH, options.bands or pipe.config.sar_transform.get("bands"))
+            bands = options.bands or pipe.config.sar_transform.get("bands")
+            calibrate_safe(path, folder / SCRATCH, bands, partial(part_of_source, options=options))
         return
     layout = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "bigtiff": "IF_SAFER", "sparse_ok": True}
     with reading(path), open_raster(path) as raster, rasterio.Env(GDAL_SWATH_SIZE=SWATH_BYTES):
-        strips = raster.block_shapes[0][1] == raster.width > 2 * BLOCK  # every window would decode whole rows
+        # every window would decode whole rows
+        strips = raster.block_shapes[0][1] == raster.width > 2 * BLOCK and not options.is_part
         masked = any(MaskFlags.per_dataset in flags for flags in raster.mask_flag_enums)
         mask = None if masked else sidecar(path, ".msk")
         if strips or mask:

@@ -16,7 +16,7 @@ import pystac
 import rasterio
 from pystac.utils import datetime_to_str, str_to_datetime
 from rasterio.crs import CRS
-from rasterio.transform import xy
+from rasterio.transform import GCPTransformer, xy
 from rasterio.warp import transform, transform_geom
 from scipy.spatial import ConvexHull, QhullError
 
@@ -180,15 +180,20 @@ def _footprint(raster: rasterio.DatasetReader) -> dict | None:
     Straight lines of a map bend in longitude and latitude, so the sides carry points between the corners.
     """
     points, crs = raster.gcps
+    side, zero, one = np.linspace(0, 1, 8, endpoint=False), np.zeros(8), np.ones(8)
+    columns = np.concatenate([zero, side, one, 1 - side]) * raster.width
+    rows = np.concatenate([side, one, 1 - side, zero]) * raster.height
     if _on_earth(raster.crs):
-        side, zero, one = np.linspace(0, 1, 8, endpoint=False), np.zeros(8), np.ones(8)
-        columns = np.concatenate([zero, side, one, 1 - side]) * raster.width
-        rows = np.concatenate([side, one, 1 - side, zero]) * raster.height
         outline = list(zip(*xy(raster.transform, rows, columns, offset="ul"), strict=True))
         crs = raster.crs
     elif points and _on_earth(crs):
         try:
-            outline, crs = _hull([(point.x, point.y) for point in points], crs)
+            if all(0 <= p.row <= raster.height + 1 and 0 <= p.col <= raster.width + 1 for p in points):
+                places = [(point.x, point.y) for point in points]
+            else:  # those of a whole scene, of which this is a part
+                with GCPTransformer(points, tps=True) as to_map:
+                    places = list(zip(*to_map.xy(rows, columns, offset="ul"), strict=True))
+            outline, crs = _hull(places, crs)
         except QhullError:  # there are fewer than three points, or all lie on a line
             return None
     else:

@@ -31,6 +31,9 @@ def translate(
     despeckle: bool = False,
     crs: str | None = None,
     resolution: float | None = None,
+    bbox: list[float] | None = None,
+    bbox_crs: str | None = None,
+    window: list[int] | None = None,
     tile_size: int | None = None,
     overlap: int | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -64,6 +67,10 @@ def translate(
         despeckle: Filter the speckle of a scene (refined Lee) before the model sees it.
         crs: Coordinate system that scenes are warped to first, such as EPSG:32631.
         resolution: Pixel size after warping, in units of the coordinate system.
+        bbox: Left, bottom, right and top of the part of each scene that is translated, in units of `bbox_crs`.
+        bbox_crs: Coordinate system of `bbox`, such as EPSG:4326 for longitude and latitude. That of the scene (after
+            warping) when not given.
+        window: Column, row, width and height in pixels of the part of each scene that is translated.
         tile_size: Side of the tiles of scenes, and of images that are larger, in pixels. What the model was trained at,
             or 512, when not given.
         overlap: Number of pixels that neighbouring tiles share at least. 64, or less in small tiles, when not given.
@@ -91,7 +98,7 @@ def translate(
         raise ValueError(f"threads is {threads}: expected at least 1")
     from c_diffset.cpu import use_whole_cpu
     from c_diffset.inference.canvas import Sampling, check_scene_model
-    from c_diffset.inference.inputs import find_inputs, matching, plan_outputs
+    from c_diffset.inference.inputs import find_inputs, is_scene, matching, plan_outputs
     from c_diffset.inference.job import Job
     from c_diffset.inference.scene import Translator
     from c_diffset.inference.team import join_team
@@ -99,13 +106,16 @@ def translate(
 
     reading = {"units": units, "bands": bands, "despeckle": despeckle, "crs": crs, "resolution": resolution}
     tiles = {"tile_size": tile_size, "overlap": overlap, "batch_size": batch_size}
-    options = SceneOptions(num_inference_steps, seed, **tiles, **reading, max_pixels=max_pixels)
+    reading |= {"bbox": bbox, "bbox_crs": bbox_crs, "window": window, "max_pixels": max_pixels}
+    options = SceneOptions(num_inference_steps, seed, **tiles, **reading)
     options.check()
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{folder}: this folder cannot be written")
     sources = find_inputs(inputs, folder)
+    if options.is_part and (images := [source for source in sources if not is_scene(source)]):
+        raise ValueError(f"{images[0]}: bbox and window are of scenes (GeoTIFF, SAFE): leave images out, or cut them")
     named = [path for name in inputs for path in (Path(name), *matching(name, folder))]
     plan = plan_outputs(sources, folder, confidence, stac, named, preview)
     team, own_device = join_team()

@@ -69,8 +69,8 @@ def sidecar(path: Path, suffix: str) -> Path | None:
     return found[0] if found else None
 
 
-def find_crs(text: str) -> CRS:
-    """The coordinate system that a text names.
+def find_crs(text: str, name: str = "crs") -> CRS:
+    """The coordinate system that a text names, in an option of this name.
 
     Raises:
         ValueError: it names none, or none of maps of the Earth.
@@ -82,7 +82,7 @@ def find_crs(text: str) -> CRS:
             crs = CRS.from_user_input(text)
     except (ValueError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"crs is {text!r}: expected a coordinate system such as EPSG:32631 ({reason})") from None
+        raise ValueError(f"{name} is {text!r}: expected a coordinate system such as EPSG:32631 ({reason})") from None
     if not (crs.is_geographic or crs.is_projected):
-        raise ValueError(f"crs is {text!r}: expected a geographic or projected system, such as EPSG:32631")
+        raise ValueError(f"{name} is {text!r}: expected a geographic or projected system, such as EPSG:32631")
     return crs

@@ -6,7 +6,7 @@ ESA-EOPG-CSCOP-TN-0002: value = DN^2 / A^2, with A between the points of the tab
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ PLAUSIBLE = (1.0, 1e6)  # sigmaNought of products is some hundreds: with others 
 NAME = r"s1\w-\w+-\w+-(?P<polarisation>vv|vh|hh|hv)-(?P<start>\d{8}t\d{6})-[\w-]+"
 MEASUREMENT = re.compile(NAME + r"\.tiff?", re.IGNORECASE)
 CALIBRATION = re.compile("calibration-" + NAME + r"\.xml", re.IGNORECASE)
+# a measurement to the top, left, bottom and right of what is needed of it; None for all
+Part = Callable[[rasterio.DatasetReader], tuple[int, int, int, int] | None]
 
 
 @dataclass
@@ -54,7 +56,9 @@ def is_safe(path: Path) -> bool:
     return (path / "manifest.safe").is_file()
 
 
-def calibrate_safe(folder: Path, target: Path, polarisations: list[str] | None = None) -> None:
+def calibrate_safe(
+    folder: Path, target: Path, polarisations: list[str] | None = None, part: Part | None = None
+) -> None:
     """Write the sigma nought of a Sentinel-1 GRD product, in linear power, on the grid of the product.
 
     Args:
@@ -63,6 +67,7 @@ def calibrate_safe(folder: Path, target: Path, polarisations: list[str] | None =
             carries the product's ground control points, and the tags PRODUCT and ACQUISITION_START (ISO 8601, UTC).
             It appears under its name when it is complete.
         polarisations: the bands, in this order; by default all there are, in the order VV, VH, HH, HV.
+        part: says which pixels are needed, all by default. The rest may have no data.
 
     Raises:
         ValueError: no GRD product, a polarisation that is not there, or a calibration that is missing or malformed.
@@ -83,7 +88,7 @@ def calibrate_safe(folder: Path, target: Path, polarisations: list[str] | None =
         raise ValueError(f"{root / 'annotation/calibration'}: no calibration of {', '.join(missing)}")
     tables = [read_calibration(calibrations[name]) for name in names]
     tags = {"PRODUCT": root.name.removesuffix(".SAFE"), "ACQUISITION_START": _start(measurements[names[0]])}
-    _write(target, names, [measurements[name] for name in names], tables, tags)
+    _write(target, names, [measurements[name] for name in names], tables, tags, part)
 
 
 def read_calibration(path: Path) -> Calibration:
@@ -144,7 +149,14 @@ def _find(root: Path, subfolder: str, pattern: re.Pattern) -> dict[str, Path]:
     return files
 
 
-def _write(target: Path, names: list[str], paths: list[Path], tables: list[Calibration], tags: dict[str, str]) -> None:
+def _write(
+    target: Path,
+    names: list[str],
+    paths: list[Path],
+    tables: list[Calibration],
+    tags: dict[str, str],
+    part: Part | None,
+) -> None:
     """Calibrate window by window into a file aside, and rename it."""
     with ExitStack() as stack:
         sources = [stack.enter_context(_open_measurement(path)) for path in paths]
@@ -156,11 +168,14 @@ def _write(target: Path, names: list[str], paths: list[Path], tables: list[Calib
         size = {"height": height, "width": width, "count": len(sources)}
         pixels = {"dtype": "float32", "nodata": 0, "gcps": gcps, "crs": crs}
         layout = {"tiled": True, "blockxsize": 512, "blockysize": 512, "interleave": "band", "BIGTIFF": "IF_SAFER"}
+        top, left, bottom, right = (part and part(sources[0])) or (0, 0, height, width)
         aside = stack.enter_context(written_aside(target))
-        with open_raster(aside, "w", **size, **pixels, **layout) as out:
+        with open_raster(aside, "w", **size, **pixels, **layout, SPARSE_OK=True) as out:
             out.descriptions = names
             out.update_tags(**tags)
             for window in _windows(height, width):
+                if not (top - window.height < window.row_off < bottom and left - window.width < window.col_off < right):
+                    continue
                 for i, (source, table) in enumerate(zip(sources, tables, strict=True)):
                     out.write((_read(source, window) / table.interpolate(window)) ** 2, i + 1, window=window)
 
