@@ -82,6 +82,7 @@ class Job:
                 self._by_tiles(source, self.team, bar)
             for source in own:
                 self._by_tiles(source, Team(), bar)
+            bar.set_description_str("translate")
         return self._report(finished)
 
     def _sizes(self, todo: dict[Path, Outputs]) -> dict[Path, tuple[int, int]]:

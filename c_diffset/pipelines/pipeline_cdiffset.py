@@ -98,11 +98,11 @@ def raw_to_variance(raw: torch.Tensor) -> torch.Tensor:
     return (F.softplus(raw + math.log(math.exp(1 - 1e-6) - 1)) + 1e-6).clamp(1e-6, 10.0)
 
 
-def smooth_border(raw: torch.Tensor, width: int = 2) -> torch.Tensor:
+def smooth_border(raw: torch.Tensor, width: int = 3) -> torch.Tensor:
     """Raw variance B x h x w with the values of its next pixels in the outermost `width`, as far as it is large enough.
 
     The UNet's convolutions read zeros beyond the border. Raw variances are far from 0, where the training began, by the
-    sum of all weights: where some of them read zeros, the last two convolutions are drawn back to it, which frames
+    sum of all weights: where some of them read zeros, the last three convolutions are drawn back to it, which frames
     every image with a variance of up to twice what the errors there are.
     """
     for axis in (-2, -1):
