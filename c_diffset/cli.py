@@ -27,10 +27,10 @@ CONFIGURED = ("finetune", "distill", "finetune_decoder")  # commands that read -
 ARGUMENTS = {
     "prepare": {
         "layout": {
-            "help": "Layout of the data: folders, csv, or a published one: sen1-2, sen12ms, bigearthnet, major-tom, "
-            "qxs-saropt, sar2opt, spacenet6."
+            "help": "Layout of the data: folders, csv, parquet, webdataset, hub, or a published one: sen1-2, sen12ms, "
+            "bigearthnet, major-tom, qxs-saropt, sar2opt, spacenet6."
         },
-        "source": {"help": "Folder of the data set; for csv, the file."},
+        "source": {"help": "Folder or file of the data set; for hub, its id."},
         "out": {"help": "New folder for the standard form."},
     },
     "inspect": {"data": {"help": "Folder, CSV file, Parquet file, WebDataset shards or Hub id of the pairs."}},

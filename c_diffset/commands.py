@@ -83,6 +83,8 @@ def prepare(
     sar_dir: str | None = None,
     eo_dir: str | None = None,
     mask_dir: str | None = None,
+    match: str | None = None,
+    columns: str | None = None,
     progress: bool = True,
     push: str | None = None,
     license: str | None = None,
@@ -95,9 +97,9 @@ def prepare(
     `summary.json` with the reason.
 
     Args:
-        layout: The layout of the data set: folders, csv, or that of a published one: sen1-2, sen12ms, bigearthnet,
-            major-tom, qxs-saropt, sar2opt or spacenet6.
-        source: The folder of the data set (for the layout csv, the CSV file).
+        layout: The layout of the data set: folders, csv, parquet, webdataset, hub, or that of a published one: sen1-2,
+            sen12ms, bigearthnet, major-tom, qxs-saropt, sar2opt or spacenet6.
+        source: The folder or the file of the data set; for the layout hub, its id on the Hugging Face Hub.
         out: The folder to write, which is absent or empty. With `push` it may also be one that an earlier call has
             finished, which is then published as it is.
         fractions: The shares of train, validation and test, as far as the layout does not settle them. A share of 0
@@ -106,6 +108,10 @@ def prepare(
         sar_dir: The folder of the SAR images in `source` or its split folders, for the layout folders.
         eo_dir: The folder of the EO images, in the same place.
         mask_dir: The folder of the masks, in the same place.
+        match: Patterns that pair files, for the layout folders: one for SAR and one for EO, such as
+            's1_*.png:s2_*.png', and perhaps a third one for masks. The * stands for the same text in each.
+        columns: Names of columns that are others than expected, for tables, Parquet, WebDataset and the Hub, such as
+            'sar:s1,eo:s2,region:city'.
         progress: Whether to show a progress bar.
         push: The Hub id of the data set repository that the result is published to, as Parquet with a card.
         license: The licence of the data, which the repository states.
@@ -124,11 +130,23 @@ def prepare(
     if push is not None and (Path(out) / "summary.json").is_file():
         summary = _read_summary(Path(out), layout)
     else:
-        folders = {"sar_dir": sar_dir, "eo_dir": eo_dir, "mask_dir": mask_dir}
-        summary = prepare_pairs(layout, source, out, fractions, seed, folders, progress)
+        options = {"sar_dir": sar_dir, "eo_dir": eo_dir, "mask_dir": mask_dir, "match": match}
+        options |= {"columns": None if columns is None else _read_columns(columns)}
+        summary = prepare_pairs(layout, source, out, fractions, seed, options, progress)
+        print(summary)
+        print(summary.next_commands())
     if push is not None:
         publish_pairs(out, push, license=license, private=private, overwrite=overwrite)
     return summary
+
+
+def _read_columns(text: str) -> dict[str, str]:
+    """`sar:s1,eo:s2` as a dictionary."""
+    pairs = [part.split(":", 1) for part in text.split(",")]
+    names = [name for name, *_ in pairs]
+    if any(len(pair) != 2 or not all(pair) for pair in pairs) or len({*names}) < len(names):
+        raise ValueError(f"columns is {text!r}: expected names by the expected ones, such as sar:s1,eo:s2")
+    return {name: found for name, found in pairs}
 
 
 def _read_summary(out: Path, layout: str) -> "Summary":

@@ -44,9 +44,9 @@ class Found:
 def copy_files(item: Item) -> Contents:
     """Take the files as they are; pixels of a float SAR raster that are not finite are marked in the mask."""
     contents = {key: (path.read_bytes(), path.suffix.lower()) for key, path in item.images.items()}
-    finite = np.isfinite(np.atleast_3d(read_image(item.images["sar"]))).all(axis=2)
+    finite = np.isfinite(np.atleast_3d(read_image(contents["sar"][0], str(item.images["sar"])))).all(axis=2)
     if not finite.all():
-        mask = read_image(item.images["mask"]) if "mask" in item.images else finite
+        mask = read_image(contents["mask"][0], str(item.images["mask"])) if "mask" in item.images else finite
         contents["mask"] = png(finite & (np.atleast_3d(mask) != 0).any(axis=2))
     return contents
 

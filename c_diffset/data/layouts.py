@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import rasterio
-from datasets import Image
 
 from c_diffset.data.images import read_image
 from c_diffset.data.items import Contents, Found, Item, copy_files, images_in, mask_out, match, open_tiff
-from c_diffset.data.pairs import list_splits, load_pairs
+from c_diffset.data.own import OWN, find_pairs
 from c_diffset.data.sentinel import (
     convert_bigearthnet,
     convert_major_tom,
@@ -119,28 +118,6 @@ def _spacenet6_orientations(source: Path) -> dict[str, int]:
     return {strip: int(side) for strip, side in found.items()}
 
 
-def find_pairs(source: Path, **folders: str | None) -> Found:
-    """Two folders or a CSV, as `load_pairs` reads them. Given splits are kept; other data are divided."""
-    names = list_splits(source, **folders)
-    items, columns = [], set()
-    for name in names:
-        rows = load_pairs(source, name, **folders)
-        images = [key for key, kind in rows.features.items() if isinstance(kind, Image)]
-        for row in rows:
-            if row["sar"]["bytes"] is not None:
-                raise ValueError(f"{source} holds its images inside, which `load_pairs` reads as they are.")
-            paths = {key: Path(row[key]["path"]) for key in images if row[key]}
-            metadata = {key: value for key, value in row.items() if key not in (*images, "id", "split")}
-            items.append(Item(row["id"], paths, split=name, metadata=metadata))
-            columns |= metadata.keys()
-    if names != ["train"]:
-        return Found(items, "as given")
-    by = next((column for column in ("region", "scene") if column in columns), "random")
-    for item in items:
-        item.split, item.group = None, None if by == "random" else str(item.metadata[by])
-    return Found(items, describe_split(by))
-
-
 LAYOUTS: dict[str, tuple[Callable[..., Found], Callable[[Item], Contents]]] = {
     "sen1-2": (find_sen12, copy_files),
     "sen12ms": (find_sen12ms, convert_sen12ms),
@@ -149,6 +126,5 @@ LAYOUTS: dict[str, tuple[Callable[..., Found], Callable[[Item], Contents]]] = {
     "qxs-saropt": (find_qxs_saropt, copy_files),
     "sar2opt": (find_sar2opt, copy_files),
     "spacenet6": (find_spacenet6, convert_spacenet6),
-    "folders": (find_pairs, copy_files),
-    "csv": (find_pairs, copy_files),
+    **{form: (find_pairs, copy_files) for form in OWN},
 }

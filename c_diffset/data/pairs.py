@@ -104,6 +104,7 @@ def load_pairs(
     sar_dir: str | None = None,
     eo_dir: str | None = None,
     mask_dir: str | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Pairs:
     """Load pairs from whatever holds them.
 
@@ -127,6 +128,8 @@ def load_pairs(
         split: The split to load; it may be left out where there is only one. Data without splits is `train`.
         streaming: Load an `IterableDataset`, for data that does not fit the disk.
         sar_dir, eo_dir, mask_dir: The folders of the two-folder form, relative to `source` or to its split folders.
+        columns: The names that columns of a table, of Parquet or of the Hub have in the data, by those expected here,
+            such as `{"sar": "s1", "eo": "s2"}`.
 
     Returns:
         Columns `sar`, `eo`, optional `mask` and others (each `Image(decode=False)`), `id` and the metadata. Nested
@@ -136,7 +139,7 @@ def load_pairs(
         ValueError, OSError: unknown form or split, a missing partner or file, a path that leaves its folder, a damaged
             file, repeated ids. The message names it.
     """
-    splits = open_splits(source, streaming, sar_dir, eo_dir, mask_dir)
+    splits = open_splits(source, streaming, sar_dir, eo_dir, mask_dir, columns)
     if split is None and len(splits) > 1:
         raise ValueError(f"{source} has several splits: {', '.join(splits)}. Name one with `split`.")
     split = split or next(iter(splits))
@@ -145,6 +148,6 @@ def load_pairs(
     return splits[split]()
 
 
-def list_splits(source: str | os.PathLike, **folders: str | None) -> list[str]:
-    """The names of the splits that `load_pairs` finds; `folders` are its `sar_dir`, `eo_dir` and `mask_dir`."""
-    return list(open_splits(source, True, **folders))
+def list_splits(source: str | os.PathLike, **options: Any) -> list[str]:
+    """The names of the splits that `load_pairs` finds; `options` are its `sar_dir`, `eo_dir`, `mask_dir`, `columns`."""
+    return list(open_splits(source, True, **options))

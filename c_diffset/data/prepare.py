@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from c_diffset.data.layouts import LAYOUTS, Contents, Item
+from c_diffset.data.items import Contents, Found, Item
+from c_diffset.data.layouts import LAYOUTS
+from c_diffset.data.own import OWN, SPLITS, find_matches
 from c_diffset.data.pairs import read_pair
 from c_diffset.data.splits import assign_splits
 from c_diffset.files import check_id, folder_aside
 
-SPLITS = ("train", "validation", "test")
+CROP = 256  # pixels a side, in the recipes that most runs start from
 
 
 @dataclass
@@ -41,8 +46,20 @@ class Summary:
         sizes = ", ".join(f"{size} px ({count})" for size, count in self.sizes.items())
         lines = [f"{self.out}: {sum(self.splits.values())} pairs ({counts})", f"split: {self.split_rule}"]
         lines += [f"sizes: {sizes}", f"pairs with invalid pixels (mask files): {self.masks}"]
+        if "random" in self.split_rule:
+            lines.append("risk: where patches overlap, figures on validation and test are better than on new ground")
         lines += [f"left out: {len(self.skipped)}"] + [f"  {name}: {reason}" for name, reason in self.skipped[:20]]
         return "\n".join(lines + ["  ... (all in summary.json)"] * (len(self.skipped) > 20))
+
+    def next_commands(self) -> str:
+        """What to type next."""
+        place, run = shlex.quote(self.out), shlex.quote(f"runs/{Path(self.out).name}")
+        options = [] if "validation" in self.splits else ["--data.validation_fraction 0.1"]
+        side = min(int(number) for size in self.sizes for number in size.split(" x "))
+        if side < CROP:
+            options += [f"--{group}.crop_size {max(8, side - side % 8)}" for group in ("data", "validation")]
+        train = ["c-diffset finetune --config sd21", f"--data.source {place}", *options, f"--output_dir {run}"]
+        return f"next: c-diffset inspect {place}\nthen: {' '.join(train)}"
 
 
 def prepare(
@@ -51,13 +68,14 @@ def prepare(
     out: str | os.PathLike,
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
     seed: int = 0,
-    folders: dict[str, str | None] | None = None,
+    options: dict[str, Any] | None = None,
     progress: bool = True,
 ) -> Summary:
     """Write a data set of a known layout in the standard form; the command of this name says more.
 
     The result is written aside and renamed when complete. Pairs that `read_pair` refuses are left out and listed in the
-    summary. `folders` are the `sar_dir`, `eo_dir` and `mask_dir` of `load_pairs`, for the layout `folders`.
+    summary. `options` are for your own pairs: `match` as of `find_matches`, or `sar_dir`, `eo_dir`, `mask_dir` and
+    `columns` as of `load_pairs`.
 
     Raises:
         ValueError: unknown layout, no pairs found, or none fit to use.
@@ -66,11 +84,11 @@ def prepare(
     if layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}.")
     source, out = Path(source), Path(out)
-    if not source.exists():
+    if not source.exists() and layout != "hub":
         raise FileNotFoundError(f"{source} does not exist.")
-    find, convert = LAYOUTS[layout]
+    find, convert = _reader(layout, {key: value for key, value in (options or {}).items() if value is not None})
     with folder_aside(out) as aside:
-        found = find(source, **(folders or {})) if layout == "folders" else find(source)
+        found = find(source)
         if not found.items:
             raise ValueError(f"{source} holds no pairs of layout {layout!r}; left out: {found.skipped[:3]}.")
         _settle_splits(found.items, dict(zip(SPLITS, fractions, strict=True)), seed)
@@ -91,9 +109,24 @@ def prepare(
         for split, lines in rows.items():
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             (aside / split / "metadata.jsonl").write_text(text, encoding="utf-8")
-        summary.splits = {name: len(lines) for name, lines in rows.items()}
+        order = sorted(rows, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
+        summary.splits = {name: len(rows[name]) for name in order}
         (aside / "summary.json").write_text(json.dumps(asdict(summary), indent=1, ensure_ascii=False), encoding="utf-8")
     return summary
+
+
+def _reader(layout: str, options: dict[str, Any]) -> tuple[Callable[[Path], Found], Callable[[Item], Contents]]:
+    """What finds the pairs of a layout, and what converts one; ValueError for options that the layout does not know."""
+    find, convert = LAYOUTS[layout]
+    known = {"columns"} if layout in OWN else set()
+    unknown = options.keys() - (known | {"sar_dir", "eo_dir", "mask_dir", "match"} if layout == "folders" else known)
+    if unknown:
+        raise ValueError(f"{', '.join(sorted(unknown))} cannot be used with the layout {layout!r}: leave it out.")
+    if "match" in options:
+        if len(options) > 1:
+            raise ValueError("match needs no other names: write the folders into the patterns, and leave out columns.")
+        return partial(find_matches, patterns=options["match"]), convert
+    return partial(find, **options), convert
 
 
 def _settle_splits(items: list[Item], fractions: dict[str, float], seed: int) -> None:

@@ -43,19 +43,20 @@ def open_splits(
     sar_dir: str | None = None,
     eo_dir: str | None = None,
     mask_dir: str | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> dict[str, Callable[[], Pairs]]:
     """Recognise the form of `source`; return for every split the function that loads it."""
-    path, readers = Path(source), {}
+    path, readers, names = Path(source), {}, {old: new for new, old in (columns or {}).items()}
     if path.suffix == ".csv" and path.is_file():
-        readers = _table_splits([path], path.parent)
+        readers = _table_splits([path], path.parent, names)
     elif path.is_dir():
         tables = [] if sar_dir or eo_dir else _find_tables(path)
-        readers = _table_splits(tables, path) or _folder_splits(
-            path, sar_dir or "sar", eo_dir or "eo", mask_dir or "mask"
-        )
+        readers = _table_splits(tables, path, names)
+        if not readers and not names:
+            readers = _folder_splits(path, sar_dir or "sar", eo_dir or "eo", mask_dir or "mask")
     if readers:
         return {name: partial(_from_rows, str(source), read, streaming) for name, read in readers.items()}
-    return _packed_splits(path, str(source), streaming)
+    return _packed_splits(path, str(source), streaming, names)
 
 
 def _from_rows(source: str, read: Callable[[], list[Row]], streaming: bool) -> Pairs:
@@ -175,15 +176,15 @@ def _find_tables(root: Path) -> list[Path]:
     return [file for file in found if file.is_file()]
 
 
-def _table_splits(tables: list[Path], root: Path) -> dict[str, Callable[[], list[Row]]]:
+def _table_splits(tables: list[Path], root: Path, new: Mapping[str, str]) -> dict[str, Callable[[], list[Row]]]:
     """A table in a split folder is one split, a table at the root is divided by its column `split`."""
     splits = {}
     for table in tables:
         if table.parent == root:
-            names = dict.fromkeys(check_id(_split_of(entry), str(table)) for entry in _read_table(table))
-            splits |= {name: partial(_table_rows, table, root, name) for name in names}
+            names = dict.fromkeys(check_id(_split_of(entry), str(table)) for entry in _read_table(table, new))
+            splits |= {name: partial(_table_rows, table, root, new, name) for name in names}
         else:
-            splits[table.parent.name] = partial(_table_rows, table, root)
+            splits[table.parent.name] = partial(_table_rows, table, root, new)
     return splits
 
 
@@ -191,8 +192,8 @@ def _split_of(entry: Row) -> str:
     return str(entry.get("split") or "train")
 
 
-def _read_table(table: Path) -> list[Row]:
-    """The rows of a table as they are; ValueError for a file that is no table."""
+def _read_table(table: Path, new: Mapping[str, str]) -> list[Row]:
+    """The rows of a table, its columns under their new names; ValueError for a file that is no table."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             if table.suffix == ".csv":
@@ -207,12 +208,25 @@ def _read_table(table: Path) -> list[Row]:
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, dict) or None in entry:  # DictReader puts surplus fields under the key None
             raise ValueError(f"{table}, row {number}: expected one named value for each column; found {entry!r:.200}.")
-    return entries
+    return [_renamed(entry, new, f"{table}, row {number}") for number, entry in enumerate(entries, 1)]
 
 
-def _table_rows(table: Path, root: Path, split: str | None = None) -> list[Row]:
+def _renamed(entry: Row, new: Mapping[str, str], where: str) -> Row:
+    """A row of a table whose columns have their new names; those of images get the ending that marks them."""
+    if not new:
+        return entry
+    for old, name in new.items():
+        taken = {name, f"{name}{IMAGE_KEY}"} & entry.keys() - new.keys()
+        if old not in entry or taken:
+            found = f"found {', '.join(map(str, entry))!r:.300}"
+            raise ValueError(f"{where}: no column {old!r:.200} that could become {name!r:.200}; {found}.")
+    names = {old: f"{name}{IMAGE_KEY}" if name in IMAGES else name for old, name in new.items()}
+    return {names.get(key, key): value for key, value in entry.items()}
+
+
+def _table_rows(table: Path, root: Path, new: Mapping[str, str], split: str | None = None) -> list[Row]:
     """The rows of one split; warns of images beside the SAR images that the table does not name."""
-    rows, named, entries = [], set(), _read_table(table)
+    rows, named, entries = [], set(), _read_table(table, new)
     columns = {}  # of images, by their keys
     for key in dict.fromkeys(key for entry in entries for key in entry):
         if key.endswith(IMAGE_KEY) or (table.suffix == ".csv" and key in IMAGES):
@@ -303,7 +317,7 @@ def _reading(source: str) -> Iterator[None]:
         raise kind(f"{source} cannot be read as a data set: {reason}") from error
 
 
-def _packed_splits(path: Path, source: str, streaming: bool) -> dict[str, Callable[[], Pairs]]:
+def _packed_splits(path: Path, source: str, streaming: bool, new: Mapping[str, str]) -> dict[str, Callable[[], Pairs]]:
     """Splits of what `datasets` reads itself. Local files belong to the split that their path names, else to train."""
     hub = None
     if not path.exists():
@@ -319,7 +333,7 @@ def _packed_splits(path: Path, source: str, streaming: bool) -> dict[str, Callab
             data_files.setdefault(word[1] if word else "train", []).append(glob.escape(os.path.abspath(file)))
     with _reading(source):
         loaded = load_dataset(form, data_files=data_files, streaming=streaming)
-    return {str(name): partial(_standard_columns, dataset, source, hub) for name, dataset in loaded.items()}
+    return {str(name): partial(_standard_columns, dataset, source, hub, new) for name, dataset in loaded.items()}
 
 
 def _packed_files(path: Path) -> tuple[str, list[Path]]:
@@ -338,10 +352,14 @@ def _packed_files(path: Path) -> tuple[str, list[Path]]:
     )
 
 
-def _standard_columns(dataset: Pairs, source: str, hub: str | None) -> Pairs:
+def _standard_columns(dataset: Pairs, source: str, hub: str | None, new: Mapping[str, str]) -> Pairs:
     """Columns of undecoded images, `id`, and metadata, out of what a builder has loaded."""
     columns = dataset.column_names or []
-    names = {column: column.split(".")[0] for column in columns if column.split(".")[0] in IMAGES}
+    bare = {column: new.get(column, new.get(column.split(".")[0], column.split(".")[0])) for column in columns}
+    absent = new.keys() - {name for column in columns for name in (column, column.split(".")[0])}
+    if absent:
+        raise ValueError(f"{source}: no column {min(absent)!r:.200}; found {', '.join(columns)!r:.500}.")
+    names = {column: name for column, name in bare.items() if name in IMAGES}
     if not {"sar", "eo"} <= set(names.values()) or len(set(names.values())) < len(names):
         raise ValueError(
             f"{source}: expected one column each for sar, eo and perhaps mask and discrepancy; "
@@ -355,7 +373,9 @@ def _standard_columns(dataset: Pairs, source: str, hub: str | None) -> Pairs:
     with _reading(source):
         for column in found:  # comes first, because a streamed data set decodes its images when columns are renamed
             dataset = dataset.cast_column(column, Image(decode=False))
-        dataset = dataset.rename_columns({old: new for old, new in names.items() if old != new})
+        others = {column: bare[column] for column in rest if column in new}
+        dataset = dataset.rename_columns({old: name for old, name in (names | others).items() if old != name})
+        rest = [others.get(column, column) for column in rest]
     images = [names.get(column, column) for column in found]
     tidy = partial(_tidy_row, source=source, images=images, hub=hub)
     if isinstance(dataset, IterableDataset):

@@ -64,7 +64,7 @@ def hold_out(rows: Dataset, fraction: float, seed: int = 0) -> HeldOut:
     """
     if len(rows) < 2:
         raise ValueError("fewer than two pairs cannot be divided into training and validation")
-    for groups, by in _places(rows):
+    for groups, by in places(rows):
         split = np.array(assign_splits(groups, {"train": 1 - fraction, "validation": fraction}, seed))
         trained, held, rule = (
             np.flatnonzero(split == "train"),
@@ -80,7 +80,7 @@ def hold_out(rows: Dataset, fraction: float, seed: int = 0) -> HeldOut:
     return HeldOut(rows.select(trained), rows.select(held), rule)
 
 
-def _places(rows: Dataset) -> Iterator[tuple[list[str], str]]:
+def places(rows: Dataset) -> Iterator[tuple[list[str], str]]:
     """Ways of grouping the rows by place, the best first, and last none."""
     for column in PLACES:
         values = rows[column][:] if column in rows.column_names else [None]

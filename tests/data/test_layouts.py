@@ -1,6 +1,7 @@
 """Every published layout, in miniature, through `prepare` and back through `load_pairs`."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import rasterio
 from datasets import Dataset, load_dataset
 
+from c_diffset.cli import main
 from c_diffset.data.eo import declared_eo_transform
 from c_diffset.data.images import read_image
 from c_diffset.data.items import open_tiff
@@ -21,6 +23,7 @@ from c_diffset.data.prepare import prepare
 from c_diffset.data.sentinel import SEN12MS_HOLD_OUT, find_major_tom
 from c_diffset.files import locked
 from c_diffset.synthetic.generate import write_pairs
+from c_diffset.training.config import FinetuneConfig, parse_config
 
 RNG = np.random.default_rng(0)
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -306,7 +309,7 @@ def test_folders_and_csv(tmp_path):
         write_png(tmp_path / "in" / "radar" / f"{i}.png")
         write_png(tmp_path / "in" / "optical" / f"{i}.png", 3)
     folders = {"sar_dir": "radar", "eo_dir": "optical"}
-    summary = prepare("folders", tmp_path / "in", tmp_path / "out", folders=folders, progress=False)
+    summary = prepare("folders", tmp_path / "in", tmp_path / "out", options=folders, progress=False)
     assert summary.split_rule.startswith("random") and summary.splits == {"train": 8, "validation": 1, "test": 1}
     table = tmp_path / "in" / "pairs.csv"
     table.write_text("\n".join(["sar,eo,region", *(f"radar/{i}.png,optical/{i}.png,{i // 2}" for i in range(10))]))
@@ -315,7 +318,7 @@ def test_folders_and_csv(tmp_path):
     table.write_text("sar,eo,split\nradar/1.png,optical/1.png,train\nradar/2.png,optical/2.png,test")
     with pytest.warns(UserWarning, match="leaves out 8 images"):
         summary = prepare("csv", table, tmp_path / "as_given", progress=False)
-    assert summary.split_rule == "as given" and summary.splits == {"train": 1, "test": 1}
+    assert summary.split_rule.startswith("as given") and summary.splits == {"train": 1, "test": 1}
 
 
 def test_what_is_left_out_is_named(tmp_path):
@@ -400,14 +403,119 @@ def test_every_image_of_a_pair_is_copied(layout, tmp_path):
     assert str(tmp_path) not in (tmp_path / "out" / "train" / "metadata.jsonl").read_text()
 
 
-def test_embedded_images_need_no_preparing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("layout", ["parquet", "folders"])
+def test_parquet_becomes_files(layout, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    write_png(tmp_path / "a.png", 3)
-    image = {"bytes": (tmp_path / "a.png").read_bytes(), "path": None}
+    sar, eo = backscatter(1), [tmp_path / f"{i}.png" for i in range(5)]
+    write_tif(tmp_path / "sar.tif", sar)
+    for path in eo:
+        write_png(path, 3)
+    images = {"s1": [{"bytes": (tmp_path / "sar.tif").read_bytes(), "path": None}] * 5}
+    images |= {"s2": [{"bytes": path.read_bytes(), "path": None} for path in eo]}
+    images |= {"mask": [None] * 4 + [{"bytes": eo[0].read_bytes(), "path": None}]}
     (tmp_path / "in").mkdir()
-    Dataset.from_dict({"sar": [image], "eo": [image]}).to_parquet(tmp_path / "in" / "train.parquet")
-    with pytest.raises(ValueError, match="holds its images inside"):
-        prepare("folders", tmp_path / "in", tmp_path / "out", progress=False)
+    rest = {"city": ["a", "b", "b", "c", "c"], "name": list("vwxyz")}
+    Dataset.from_dict(images | rest).to_parquet(tmp_path / "in" / "all.parquet")
+    options = {"columns": {"sar": "s1", "eo": "s2", "region": "city", "id": "name"}}
+    summary = prepare(layout, tmp_path / "in", tmp_path / "out", options=options, progress=False)
+    assert sum(summary.splits.values()) == 5 and summary.split_rule == "by region" and summary.masks == 1
+    rows = {row["id"]: row for rows in loaded(tmp_path / "out").values() for row in rows}
+    assert sorted(rows) == list("vwxyz") and rows["w"]["region"] == "b"
+    assert rows["z"]["mask"] and not rows["v"].get("mask")
+    assert rows["w"]["sar"]["path"].endswith("sar/w.tif") and Path(rows["w"]["eo"]["path"]).read_bytes() == (
+        eo[1].read_bytes()
+    )
+
+
+def test_files_are_paired_by_a_pattern(tmp_path):
+    for i in range(10):
+        write_png(tmp_path / "in" / "a" / f"s1_{i}.png")
+        write_png(tmp_path / "in" / "b" / f"s2_{i}_rgb.png", 3)
+    write_png(tmp_path / "in" / "a" / "s1_10.png")
+    write_png(tmp_path / "in" / "b" / "overview.png", 3)
+    write_png(tmp_path / "in" / "m" / "3.png")
+    options = {"match": "a/s1_*.png:b/s2_*_rgb.png:m/*.png"}
+    summary = prepare("folders", tmp_path / "in", tmp_path / "out", options=options, progress=False)
+    assert sum(summary.splits.values()) == 10 and summary.masks == 1 and summary.split_rule.startswith("random")
+    assert sorted((Path(name).name, reason) for name, reason in summary.skipped) == [
+        ("overview.png", "matches no pattern"),
+        ("s1_10.png", "no EO partner"),
+    ]
+    assert {row["id"] for rows in loaded(tmp_path / "out").values() for row in rows} == set("0123456789")
+
+
+def test_folders_of_splits_stay_splits_where_files_are_paired_by_a_pattern(tmp_path):
+    for split, count in (("train", 3), ("test", 2)):
+        for i in range(count):
+            write_png(tmp_path / "in" / split / "place" / f"{i}_sar.png")
+            write_png(tmp_path / "in" / split / "place" / f"{i}_eo.png", 3)
+    options = {"match": "place/*_sar.png:place/*_eo.png"}
+    summary = prepare("folders", tmp_path / "in", tmp_path / "out", options=options, progress=False)
+    assert summary.splits == {"train": 3, "test": 2} and summary.split_rule.startswith("as given")
+    options = {"match": "*_sar.png:*_eo.png"}  # the text may hold folders
+    summary = prepare("folders", tmp_path / "in", tmp_path / "flat", options=options, progress=False)
+    assert sum(summary.splits.values()) == 5
+    assert "train_place_0" in {row["id"] for rows in loaded(tmp_path / "flat").values() for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("layout", "options", "message"),
+    [
+        ("folders", {"match": "s1_*.png"}, "expected two patterns .* with one [*] each"),
+        ("folders", {"match": "s1_*_*.png:s2_*.png"}, "expected two patterns"),
+        ("folders", {"match": "x_*.png:y_*.png"}, "no two files match 'x_[*].png:y_[*].png'; found .*png"),
+        ("folders", {"match": "sar/*.png:eo/*.png", "sar_dir": "sar"}, "match needs no other names"),
+        ("sen1-2", {"match": "sar/*.png:eo/*.png"}, "match cannot be used with the layout 'sen1-2'"),
+        ("csv", {"sar_dir": "sar"}, "sar_dir cannot be used with the layout 'csv'"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(layout, options, message, tmp_path):
+    for i in range(2):
+        write_png(tmp_path / "in" / "sar" / f"{i}.png")
+        write_png(tmp_path / "in" / "eo" / f"{i}.png", 3)
+    with pytest.raises(ValueError, match=message):
+        prepare(layout, tmp_path / "in", tmp_path / "out", options=options, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pattern_does_not_leave_the_folder(tmp_path):
+    write_png(tmp_path / "secret.png")
+    write_png(tmp_path / "in" / "eo" / "secret.png", 3)
+    (tmp_path / "in" / "sar").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="lies outside"):
+        prepare("folders", tmp_path / "in", tmp_path / "out", options={"match": "sar/*.png:eo/*.png"}, progress=False)
+
+
+def test_columns_of_tables_are_renamed(tmp_path):
+    for i in range(4):
+        write_png(tmp_path / "in" / f"r{i}.png")
+        write_png(tmp_path / "in" / f"o{i}.png", 3)
+    lines = [f"r{i}.png,o{i}.png,n{i}" for i in range(4)]
+    (tmp_path / "in" / "pairs.csv").write_text("\n".join(["radar,optical,name", *lines]))
+    options = {"columns": {"sar": "radar", "eo": "optical", "id": "name"}}
+    summary = prepare("csv", tmp_path / "in" / "pairs.csv", tmp_path / "out", options=options, progress=False)
+    assert sum(summary.splits.values()) == 4
+    assert {row["id"] for rows in loaded(tmp_path / "out").values() for row in rows} == {"n0", "n1", "n2", "n3"}
+    for wrong in ({"sar": "lidar", "eo": "optical"}, {"sar": "radar", "eo": "optical", "name": "radar"}):
+        with pytest.raises(ValueError, match="no column '(lidar|radar)'"):
+            load_pairs(tmp_path / "in" / "pairs.csv", columns=wrong)
+
+
+def test_the_command_says_what_it_did_and_what_comes_next(tmp_path, capsys):
+    for i in range(10):
+        write_png(tmp_path / "in" / f"{i}_sar.png", size=40)
+        write_png(tmp_path / "in" / f"{i}_eo.png", 3, size=40)
+    arguments = ["prepare", "folders", tmp_path / "in", tmp_path / "own data", "--match", "*_sar.png:*_eo.png"]
+    assert main([*map(str, arguments), "--fractions", "[0.8, 0, 0.2]", "--progress", "false"]) == 0
+    printed = capsys.readouterr().out
+    assert "10 pairs (train 8, test 2)" in printed and "split: random" in printed and "risk: where patches" in printed
+    (command,) = [line.removeprefix("then: ") for line in printed.splitlines() if line.startswith("then: ")]
+    words = shlex.split(command)
+    assert words[:2] == ["c-diffset", "finetune"] and str(tmp_path / "own data") in words
+    config = parse_config(FinetuneConfig, "", words[2:])
+    assert config.data.validation_fraction == 0.1 and config.data.crop_size == config.validation.crop_size == 40
+    assert main(["prepare", "csv", str(tmp_path), str(tmp_path / "x"), "--columns", "sar=s1"]) == 2
+    assert "such as sar:s1,eo:s2" in capsys.readouterr().err
 
 
 def make_layout(layout, source):
