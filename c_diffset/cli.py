@@ -28,7 +28,7 @@ ARGUMENTS = {
     "prepare": {
         "layout": {
             "help": "Layout of the data: folders, csv, parquet, webdataset, hub, or a published one: sen1-2, sen12ms, "
-            "bigearthnet, major-tom, qxs-saropt, sar2opt, spacenet6."
+            "bigearthnet, major-tom, terramesh, ssl4eo-s12, qxs-saropt, sar2opt, spacenet6."
         },
         "source": {"help": "Folder or file of the data set; for hub, its id."},
         "out": {"help": "New folder for the standard form."},

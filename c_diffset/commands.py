@@ -98,7 +98,7 @@ def prepare(
 
     Args:
         layout: The layout of the data set: folders, csv, parquet, webdataset, hub, or that of a published one: sen1-2,
-            sen12ms, bigearthnet, major-tom, qxs-saropt, sar2opt or spacenet6.
+            sen12ms, bigearthnet, major-tom, terramesh, ssl4eo-s12, qxs-saropt, sar2opt or spacenet6.
         source: The folder or the file of the data set; for the layout hub, its id on the Hugging Face Hub.
         out: The folder to write, which is absent or empty. With `push` it may also be one that an earlier call has
             finished, which is then published as it is.

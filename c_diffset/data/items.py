@@ -23,13 +23,17 @@ Contents = dict[str, tuple[bytes, str]]  # of one pair: "sar", "eo" and perhaps 
 
 @dataclass
 class Item:
-    """A pair as found: its images, what must stay together in one split, and the split where it is settled."""
+    """A pair as found: its images, what must stay together in one split, and the split where it is settled.
+
+    `part` says where in the files of its images the pair lies, in layouts that have many in a file.
+    """
 
     id: str
     images: dict[str, Path]
     group: str | None = None
     split: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    part: Any = None
 
 
 @dataclass

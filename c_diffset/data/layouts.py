@@ -22,6 +22,7 @@ from c_diffset.data.sentinel import (
 )
 from c_diffset.data.sources import check_inside
 from c_diffset.data.splits import describe_split
+from c_diffset.data.zarr_zip import convert_zarr, find_ssl4eo, find_terramesh
 
 SPACENET6_POLARISATIONS = ("HH", "HV", "VH", "VV")
 SPACENET6_COLUMN = 1000.0  # metres of easting that stay together in one split
@@ -123,6 +124,8 @@ LAYOUTS: dict[str, tuple[Callable[..., Found], Callable[[Item], Contents]]] = {
     "sen12ms": (find_sen12ms, convert_sen12ms),
     "bigearthnet": (find_bigearthnet, convert_bigearthnet),
     "major-tom": (find_major_tom, convert_major_tom),
+    "terramesh": (find_terramesh, convert_zarr),
+    "ssl4eo-s12": (find_ssl4eo, convert_zarr),
     "qxs-saropt": (find_qxs_saropt, copy_files),
     "sar2opt": (find_sar2opt, copy_files),
     "spacenet6": (find_spacenet6, convert_spacenet6),

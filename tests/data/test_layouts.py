@@ -24,6 +24,7 @@ from c_diffset.data.sentinel import SEN12MS_HOLD_OUT, find_major_tom
 from c_diffset.files import locked
 from c_diffset.synthetic.generate import write_pairs
 from c_diffset.training.config import FinetuneConfig, parse_config
+from tests.data.test_zarr_zip import make_ssl4eo, make_terramesh
 
 RNG = np.random.default_rng(0)
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -528,6 +529,12 @@ def make_layout(layout, source):
             for side, bands in (("s1", backscatter()), ("s2", RNG.integers(1, 3000, (13, 8, 8), dtype=np.uint16))):
                 write_tif(source / f"ROIs1970_fall_{side}_{scene}_p1.tif", bands)
         return source / "ROIs1970_fall_s1_1_p1.tif"
+    if layout == "terramesh":
+        make_terramesh(source)
+        return next(source.rglob("S1RTC/*.tar"))
+    if layout == "ssl4eo-s12":
+        make_ssl4eo(source)
+        return next(source.rglob("S1GRD/*.zip"))
     if layout == "major-tom":
         return make_major_tom(source)
     if layout == "bigearthnet":
