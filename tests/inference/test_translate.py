@@ -1,5 +1,7 @@
 """From files to files."""
 
+import re
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -16,6 +18,7 @@ from c_diffset.inference.record import settings_in
 from c_diffset.inference.translate import translate
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from tests.conftest import tiny_taesd
+from tests.helpers import UTM, write_raster
 
 
 @pytest.fixture
@@ -106,6 +109,17 @@ def test_images_larger_than_a_tile_go_through_the_canvas(model, images, tmp_path
     assert main(["translate", str(images), "--output", str(tmp_path / "all"), *other]) == 0
     kept = [line for line in capsys.readouterr().err.splitlines() if line.startswith("kept:")]
     assert len(kept) == 2 and all("(tile_size)" in line for line in kept)  # the large image and the scene
+
+
+def test_the_bar_does_not_count_pixels_without_data(model, tmp_path, capsys):
+    pixels = np.zeros((64, 400), np.uint8)
+    pixels[:, :50] = 90
+    write_raster(tmp_path / "scene.tif", pixels, nodata=0, **UTM)
+    options = ["--model", model, "--output", str(tmp_path / "out"), "--tile_size", "32", "--overlap", "8"]
+    assert main(["translate", str(tmp_path / "scene.tif"), *options]) == 0
+    bars = re.findall(r"([\d.]+)k?/([\d.]+)k \[", capsys.readouterr().err)
+    (_, announced), (done, left) = bars[0], bars[-1]
+    assert float(announced) == 25.6 and float(done) == float(left) < 0.6 * 25.6
 
 
 def test_unreadable_files_do_not_stop_the_others(model, images, tmp_path, capsys):
