@@ -235,7 +235,8 @@ def quality_table(report: Report) -> str:
     columns = {"model": report.mean, **report.floors, **ceiling}
     lines = [
         f"{report.model} on {report.data}, split {report.split}: {report.n} images, "
-        f"{report.num_inference_steps} steps of {report.scheduler}, seed {report.seed}",
+        f"{report.num_inference_steps} steps of {report.scheduler}, seed {report.seed}, "
+        f"in {str(report.dtype).removeprefix('torch.')}",
         f"{'':<22}" + "".join(f"{name:>13}" for name in columns),
     ]
     for metric in report.mean:
