@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -45,14 +46,15 @@ def _share_of_range(eo: np.ndarray, eo_transform: dict) -> np.ndarray:
     if eo_transform["units"] == "display":
         values /= _full_scale(eo)
     low, high = np.broadcast_to(np.float32(eo_transform["range"]), (3, 2)).T.reshape(2, 3, *[1] * (eo.ndim - 1))
-    return (values - low) / (high - low)
+    with np.errstate(over="ignore"):  # what is infinitely bright is white
+        return (values - low) / (high - low)
 
 
 def _full_scale(eo: np.ndarray) -> int:
     if eo.dtype == np.float32:
         raise ValueError(
             "the EO image holds floats or signed integers, or declares a scale, but display values are 8- or 16-bit "
-            "integers: set model.eo_transform to {units: reflectance, range: [BLACK, WHITE]}"
+            "integers: set eo_transform to {units: reflectance, range: [BLACK, WHITE]}"
         )
     return np.iinfo(eo.dtype).max
 
@@ -108,7 +110,22 @@ def some_pairs(rows: Pairs, count: int = SOME) -> Iterator[Pair]:
     return map(read_pair, some)
 
 
-def check_eo_values(pairs: Iterable[Pair], eo_transform: dict, source: str, remedy: str = "") -> None:
+def check_eo_of_model(rows: Pairs, eo_transform: dict, source: str) -> None:
+    """`check_eo_values` for a model that sees data by its own transform; warns where the data name another one.
+
+    Raises:
+        ValueError: the values do not fit, or rows contradict each other.
+    """
+    declared, transform = declared_eo_transform(rows, source), check_eo_transform(eo_transform)
+    if declared is not None and declared != transform:
+        found, used = (f"{one['units']} {one['range']}" for one in (declared, transform))
+        warnings.warn(f"{source}: its EO values are said to be {found}, but the model sees {used}", stacklevel=2)
+    check_eo_values(some_pairs(rows), transform, source, setting=None)
+
+
+def check_eo_values(
+    pairs: Iterable[Pair], eo_transform: dict, source: str, setting: str | None = "model.eo_transform"
+) -> None:
     """Refuse EO images that this transform would make black, or of one colour.
 
     At most `SOME` pairs decide together, by quartiles over the images of where 98 % of the valid values lie: a few dark
@@ -116,7 +133,7 @@ def check_eo_values(pairs: Iterable[Pair], eo_transform: dict, source: str, reme
 
     Args:
         source: what the message calls the data.
-        remedy: what to do; by default, which setting of a training to change.
+        setting: the setting of a training that would help; None where a model settles the transform.
 
     Raises:
         ValueError: the message names the range that was found, and the one that would fit.
@@ -138,10 +155,13 @@ def check_eo_values(pairs: Iterable[Pair], eo_transform: dict, source: str, reme
     scale = " of 65535" if transform["units"] == "display" else ""
     step = 10.0 ** math.floor(math.log10(max(abs(bright), 1e-6)))
     fitting = f"{{units: reflectance, range: [0, {math.ceil(bright / step) * step:g}]}}"
+    remedy = "the model was trained on other EO values: give it such data, or train one on these"
+    if setting is not None:
+        remedy = f"if they are reflectances, set --{setting} '{fitting}'"
     raise ValueError(
         f"{source}: the EO values reach from {dark:.4g} to {bright:.4g} (looked at: {len(found)}) and use less than a "
         f"tenth of eo_transform {transform['units']} {transform['range']}{scale}, so that images would be of one "
-        "colour: " + (remedy or f"if they are reflectances, set --model.eo_transform '{fitting}'")
+        f"colour: {remedy}"
     )
 
 

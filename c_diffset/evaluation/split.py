@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from c_diffset.data.eo import check_eo_values, some_pairs
+from c_diffset.data.eo import check_eo_of_model, some_pairs
 from c_diffset.data.pairs import Pair, Pairs, read_pair
 from c_diffset.data.splits import overlapping
 from c_diffset.evaluation.report import LeftOut
@@ -59,8 +59,7 @@ class SplitPairs:
 
     def check_eo(self, eo_transform: dict, data: str | os.PathLike) -> None:
         """Refuse EO images of `data` that are black, or of one colour, under the transform of the model; ValueError."""
-        remedy = "the model was trained on other EO values: give it such data, or train one on these"
-        check_eo_values(some_pairs(self.rows), eo_transform, str(data), remedy)
+        check_eo_of_model(self.rows, eo_transform, str(data))
 
     @property
     def expected_images(self) -> int | None:

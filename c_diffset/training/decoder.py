@@ -164,5 +164,5 @@ def finetune_decoder(config: DecoderConfig) -> Path:
     if config.eo_transform is None:
         config.eo_transform = declared_eo_transform(pairs, source)  # a setting of the run from here on
     task = DecoderTask(config)
-    check_eo_values(some_pairs(pairs), task.eo_transform, source)
+    check_eo_values(some_pairs(pairs), task.eo_transform, source, "eo_transform")
     return train(task, config, accelerator, some)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, LCMScheduler
 
-from c_diffset.data.eo import check_eo_values, some_pairs
+from c_diffset.data.eo import check_eo_of_model
 from c_diffset.loading import no_loading_bar
 from c_diffset.models.unet import add_variance_channel
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
@@ -112,6 +112,6 @@ def distill(config: DistillConfig) -> Path:
     accelerator = make_accelerator(config)
     some = check_pairs(config, accelerator)
     teacher = load_teacher(config)
-    check_eo_values(some_pairs(training_pairs(config)), teacher.config.eo_transform, config.data.source)
+    check_eo_of_model(training_pairs(config), teacher.config.eo_transform, config.data.source)
     task = METHODS[config.method](config, teacher, build_student(config, teacher))
     return train(task, config, accelerator, some)

@@ -76,7 +76,7 @@ def test_floats_are_reflectances_and_no_display_values():
     eo = np.float32([[[0.0, 0.15, 0.3]]] * 3)
     found = eo_to_tensor(eo, {"units": "reflectance", "range": [0, 0.3]})
     np.testing.assert_allclose(found[0], [[-1, 0, 1]], atol=1e-6)
-    with pytest.raises(ValueError, match=r"floats .* set model.eo_transform to \{units: reflectance"):
+    with pytest.raises(ValueError, match=r"floats .* set eo_transform to \{units: reflectance"):
         eo_to_tensor(eo, EO_DISPLAY)
 
 

@@ -17,13 +17,16 @@ from hypothesis.extra import numpy as arrays
 from safetensors.torch import load_file, save_file
 
 from c_diffset.cli import main
+from c_diffset.data.eo import eo_to_tensor
 from c_diffset.loading import load_pipeline
 from c_diffset.pipelines.pipeline_cdiffset import (
     CDiffSETPipeline,
     apply_calibration,
     check_calibration,
+    check_eo_transform,
     check_sar_transform,
     decode_prompt_embeds,
+    describe_eo_transform,
     sar_to_tensor,
 )
 from tests.conftest import tiny_components
@@ -80,9 +83,26 @@ def test_transforms(units, limits, channels, bands, extra):
         assert isinstance(tensor, str) or (torch.isfinite(tensor).all() and tensor.abs().max() <= 1)
 
 
+@bounded_examples(150)
+@given(
+    units=st.sampled_from(["display", "reflectance"]) | JUNK,
+    limits=st.tuples(NUMBERS, NUMBERS).map(list) | st.lists(st.tuples(NUMBERS, NUMBERS).map(list)) | JUNK,
+    gamma=st.just(1) | NUMBERS | JUNK,
+    extra=st.dictionaries(st.text(max_size=3) | st.integers(), JUNK, max_size=1),
+    highest=st.sampled_from([np.uint8(255), np.uint16(65535), np.float32(1e-38), np.float32(3e38)]),
+)
+def test_eo_transforms(units, limits, gamma, extra, highest):
+    transform = outcome(check_eo_transform, {"units": units, "range": limits, "gamma": gamma} | extra)
+    if isinstance(transform, dict):
+        assert describe_eo_transform(transform).isprintable() and len(describe_eo_transform(transform)) < 300
+        tensor = outcome(eo_to_tensor, np.stack([np.diag([highest] * 4)] * 3), transform)
+        assert isinstance(tensor, str) or (torch.isfinite(tensor).all() and tensor.abs().max() <= 1)
+
+
 @pytest.mark.parametrize("junk", [None, 3, [], "db", ["units"]])
 def test_a_transform_that_is_no_mapping(junk):
     assert isinstance(outcome(check_sar_transform, junk), str)
+    assert isinstance(outcome(check_eo_transform, junk), str)
 
 
 KNOTS = st.lists(NUMBERS | st.floats(0, 1), min_size=1, max_size=3) | JUNK

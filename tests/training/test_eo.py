@@ -12,6 +12,7 @@ import yaml
 from c_diffset.cli import main
 from c_diffset.pipelines.pipeline_cdiffset import EO_DISPLAY, CDiffSETPipeline
 from tests.conftest import tiny_taesd
+from tests.evaluation.reports import full_report
 from tests.helpers import DISPLAY, fresh_accelerate, losses, write_reflectance
 
 REFLECTANCE = {"units": "reflectance", "range": [0, 3000], "gamma": 1.0}
@@ -131,6 +132,14 @@ def test_evaluation_takes_the_models_transform(trained, plain, tmp_path, capsys)
     assert report["floors"]["mean_colour"]["psnr"] < 30, "47 dB are those of black on black"
 
 
+def test_data_that_say_something_else_than_the_model_are_named(make_pipe, saying, tmp_path):
+    other = {"units": "reflectance", "range": [0, 2000]}
+    make_pipe("pixel", eo_transform=other).save_pretrained(tmp_path / "model")
+    command = ["evaluate", "--model", str(tmp_path / "model"), "--data", str(saying), "--lpips_net", "null"]
+    with pytest.warns(UserWarning, match=r"reflectance .0, 3000., but the model sees reflectance .0, 2000."):
+        assert main([*command, "--download", "false"]) == 0
+
+
 def test_a_model_of_display_values_is_not_measured_on_reflectance(make_pipe, plain, tmp_path, capsys):
     make_pipe("pixel").save_pretrained(tmp_path / "model")
     for command in ("evaluate", "calibrate"):
@@ -145,6 +154,16 @@ def test_models_of_unequal_transforms_are_not_compared(make_pipe, trained, plain
     models = [str(trained / "pipeline"), str(tmp_path / "model")]
     assert main(["evaluate", "--model", *models, "--data", str(plain), "--lpips_net", "null"]) == 2
     assert "the models' eo_transform differ" in capsys.readouterr().err
+
+
+def test_evaluations_of_unequal_transforms_are_not_put_together(tmp_path, capsys):
+    for name, values in (("a", ""), ("b", "black stands for 0 and white for 3000")):
+        (tmp_path / name).mkdir()
+        report = full_report(eo_values=values)
+        (tmp_path / name / "metrics.json").write_text(json.dumps(report.to_json()))
+    command = ["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(tmp_path / "page.html")]
+    assert main(command) == 2
+    assert "unequal test sets" in (error := capsys.readouterr().err) and "eo_values" in error
 
 
 def test_a_student_sees_what_the_teacher_sees(make_pipe, trained, plain, tmp_path, capsys):
@@ -167,7 +186,7 @@ def test_a_decoder_learns_from_reflectance(plain, saying, tmp_path, capsys):
     command = ["finetune_decoder", "--base", str(tmp_path / "taesd"), "--lpips_weight", "0", "--max_steps", "2"]
     command += ["--data.crop_size", "16", "--validation.crop_size", "16", "--log_every", "1"]
     assert main([*command, "--data.source", str(plain), "--output_dir", str(tmp_path / "no")]) == 2
-    assert "less than a tenth" in capsys.readouterr().err
+    assert "set --eo_transform '{units: reflectance, range: [0, 3000]}'" in capsys.readouterr().err
     assert main([*command, "--data.source", str(saying), "--output_dir", str(tmp_path / "run")]) == 0
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["eo_transform"] == REFLECTANCE
     assert len(losses(tmp_path / "run")) == 2
