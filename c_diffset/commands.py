@@ -1,6 +1,7 @@
 """Commands that join packages which do not know each other: prepare, train, then publish."""
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -195,7 +196,13 @@ TRAINING = {
 def train_as_told(command: str, args: list[str] | None = None) -> None:
     """Run a command of `TRAINING` with `--config FILE.yaml` and the settings of the command line."""
     config_class, description, function = TRAINING[command]
-    function(parse_config(config_class, description, args))
+    try:
+        config = parse_config(config_class, description, args)
+    except (ValueError, OSError):
+        if os.environ.get("RANK", "0") != "0":  # the first of several processes says it
+            sys.exit(2)
+        raise
+    function(config)
 
 
 def run_tool(command: str) -> None:
@@ -204,7 +211,7 @@ def run_tool(command: str) -> None:
     try:
         train_as_told(command)
     except (ValueError, OSError, ImportError) as error:
-        print(f"{command}: {error}", file=sys.stderr)
+        print(f"{command}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         sys.exit(getattr(stop, "status", 130))  # a training has said itself how it goes on

@@ -29,6 +29,7 @@ from c_diffset.data.images import ON_HUB
 from c_diffset.files import HUB_ID, check_id
 
 IMAGES = ("sar", "eo", "mask", "discrepancy")  # what `read_pair` reads
+LISTED = 20  # names in one message
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 TABLE_NAMES = ("metadata.jsonl", "metadata.csv")
 IMAGE_KEY = "_file_name"  # `sar_file_name` in a table becomes the image column `sar`, as `imagefolder` has it
@@ -99,6 +100,11 @@ def _check_key(key: Any, images: Iterable[str], where: str) -> None:
     """Raise ValueError for metadata that has the name of an image column."""
     if key in IMAGES or key in images:
         raise ValueError(f"{where}: {key!r:.200} is no image there, but the name is kept for images: rename it.")
+
+
+def _some(names: list[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    return ", ".join(names[:LISTED]) + f" and {len(names) - LISTED} more" * (len(names) > LISTED)
 
 
 class _ImagePath(str):
@@ -233,6 +239,7 @@ def _table_rows(table: Path, root: Path, new: Mapping[str, str], split: str | No
             columns[key] = check_id(key.removesuffix(IMAGE_KEY), f"{table}, {key!r:.200}")
             if columns[key] in ("id", "split"):
                 raise ValueError(f"{table}: {key!r} cannot be an image: rename it.")
+    absent = []
     for number, entry in enumerate(entries, 1):
         row, where = {}, f"{table}, row {number}"
         for key, value in entry.items():
@@ -243,6 +250,8 @@ def _table_rows(table: Path, root: Path, new: Mapping[str, str], split: str | No
                 raise ValueError(f"{where}: {columns[key]!r:.200} is named twice.")
             elif value:
                 row[columns[key]] = _inside(table.parent, value, root, where)
+                if not os.path.isfile(row[columns[key]]):
+                    absent.append(f"row {number}: {value!r:.500}")
         named.update(value for value in row.values() if isinstance(value, _ImagePath))
         missing = [key for key in ("sar", "eo") if key not in row]
         if missing:
@@ -250,6 +259,9 @@ def _table_rows(table: Path, root: Path, new: Mapping[str, str], split: str | No
         row["id"] = check_id(str(row.get("id") or Path(row["sar"]).stem), where)
         if split is None or _split_of(row) == split:
             rows.append(row)
+    if absent:
+        what = "is not a file" if len(absent) == 1 else "are not files"
+        raise FileNotFoundError(f"{table}, {_some(absent)} {what} in {os.path.abspath(table.parent)}.")
     folders = {os.path.dirname(row["sar"]) for row in rows}
     stray = {file.path for folder in folders for file in os.scandir(folder) if _is_image(file.name)} - named
     if stray:
@@ -258,15 +270,13 @@ def _table_rows(table: Path, root: Path, new: Mapping[str, str], split: str | No
 
 
 def _inside(folder: Path, name: Any, root: Path, where: str) -> _ImagePath:
-    """The path of a file that a table names, which must exist and lie inside the table's folder and its data folder."""
+    """The path of a file that a table names, which must lie inside the table's folder and its data folder."""
     start = os.path.abspath(folder)
     path = os.path.normpath(os.path.join(start, str(name)))
     if not path.startswith(os.path.join(start, "")):
         raise ValueError(
             f"{where}: {name!r:.500} lies outside {start}, the folder of the table; paths must stay inside."
         )
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{where}: {name!r:.500} is not a file in {start}.")
     check_inside(path, root, where)
     return _ImagePath(path)
 
@@ -289,10 +299,13 @@ def _folder_splits(root: Path, sar_dir: str, eo_dir: str, mask_dir: str) -> dict
 def _folder_rows(root: Path, sar_dir: Path, eo_dir: Path, mask_dir: Path) -> list[Row]:
     """Pair up files by their name without suffix; a mask may be absent, a partner may not."""
     sar, eo, masks = (list_images(folder, root) for folder in (sar_dir, eo_dir, mask_dir))
-    for names, others, folder in ((sar, eo, eo_dir), (eo, sar, sar_dir), (masks, sar, sar_dir)):
-        lonely = sorted(names.keys() - others.keys())
-        if lonely:
-            raise ValueError(f"{len(lonely)} images have no partner in {folder}, such as {names[lonely[0]]}.")
+    lonely = [
+        f"{names[stem]} has none in {folder.name}"
+        for names, others, folder in ((sar, eo, eo_dir), (eo, sar, sar_dir), (masks, sar, sar_dir))
+        for stem in sorted(names.keys() - others.keys())
+    ]
+    if lonely:
+        raise ValueError(f"{len(lonely)} images have no partner of the same name: {_some(lonely)}.")
     if not sar:
         raise ValueError(f"{sar_dir} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
     rows = []

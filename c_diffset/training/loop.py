@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import ProjectConfiguration, broadcast, set_seed
+from accelerate.utils import ProjectConfiguration, broadcast, parse_flag_from_env, set_seed
 from tqdm import tqdm
 
 from c_diffset.cpu import use_whole_cpu
@@ -51,7 +51,7 @@ def settled_precision(config: RunConfig) -> Literal["no", "fp16", "bf16"] | None
         wanted = launched
     if wanted in (None, "no"):
         return wanted
-    state, names = PartialState(), {"fp16": "float16", "bf16": "bfloat16"}
+    state, names = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")), {"fp16": "float16", "bf16": "bfloat16"}
     chosen = choose_precision(names.get(wanted, "auto"), state.device, quiet=not state.is_main_process)
     return next((mixed for mixed, name in names.items() if name == chosen), "no")
 

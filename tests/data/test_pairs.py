@@ -289,8 +289,21 @@ def test_parallel_folders(tmp_path):
     renamed = load_pairs(tmp_path, eo_dir="optical")
     assert [read_pair(row).id for row in renamed] == ["a", "sub_b"]
     (tmp_path / "optical" / "a.tif").unlink()
-    with pytest.raises(ValueError, match="no partner in .*optical, such as .*a.png"):
+    with pytest.raises(ValueError, match="1 images have no partner of the same name: .*a.png has none in optical"):
         load_pairs(tmp_path, eo_dir="optical")
+
+
+def test_all_that_is_missing_is_named_at_once(tmp_path):
+    for i in range(25):
+        write_png(tmp_path / "two" / "sar" / f"{i:02d}.png", grey())
+    write_png(tmp_path / "two" / "eo" / "99.png", rgb())
+    with pytest.raises(ValueError, match="26 images have no partner .*00.png has none in eo.*19.png .* and 6 more"):
+        load_pairs(tmp_path / "two")
+    standard_form(tmp_path / "table", "train")
+    for path in (tmp_path / "table" / "train" / "eo").iterdir():
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="row 1: 'eo/.*', row 2: 'eo/.*', row 3: 'eo/.*' are not files in"):
+        load_pairs(tmp_path / "table")
 
 
 def write_shard(path, examples):

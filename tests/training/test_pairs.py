@@ -120,3 +120,12 @@ def test_looking_changes_no_loss(source, tmp_path, monkeypatch):
     assert main(["finetune", *settings(source, tmp_path / "blind"), *alone]) == 0
     assert losses(tmp_path / "looked") == losses(tmp_path / "blind")
     assert not (tmp_path / "blind/preview.png").exists()
+
+
+def test_a_wrong_setting_is_said_by_the_first_of_several_processes(monkeypatch, capsys):
+    assert main(["finetune", "--data.sorce", "x"]) == 2
+    assert "--data.sorce" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as stop:
+        main(["finetune", "--data.sorce", "x"])
+    assert stop.value.code == 2 and not capsys.readouterr().err
