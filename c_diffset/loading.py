@@ -106,7 +106,12 @@ def model_revision(model: str | os.PathLike, revision: str | None = None) -> str
     if not Path(model).is_dir():
         cached = try_to_load_from_cache(str(model), "model_index.json", revision=revision)
         return Path(cached).parent.name if isinstance(cached, str) else revision
-    weights = sorted(Path(model, "unet").glob("*.safetensors"))
+    return component_checksum(Path(model), "unet")
+
+
+def component_checksum(folder: Path, name: str) -> str | None:
+    """A checksum of a component's weights in the folder of a pipeline; None where there are none."""
+    weights = sorted(Path(folder, name).glob("*.safetensors"))
     return f"sha256:{file_sha256(weights[0])[:16]}" if weights else None
 
 

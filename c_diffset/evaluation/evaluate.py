@@ -86,7 +86,7 @@ def evaluate(
     from c_diffset.evaluation.report import Comparison, LeftOut, to_json
     from c_diffset.evaluation.split import SplitPairs, check_arguments, is_remote, split_against_train, train_colour
     from c_diffset.files import public_name, write_file, write_json
-    from c_diffset.loading import load_pipeline, model_revision
+    from c_diffset.loading import component_checksum, load_pipeline, model_revision
     from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 
     check_arguments(split, crop_size, batch_size, max_images, [num_inference_steps])
@@ -136,6 +136,7 @@ def evaluate(
         if vae is not None:  # figures of another model than the one in the folder
             weights = f"{weights} with the autoencoder {vae}"
         identity = {"model": parts.name_of(each), "revision": revision, "weights": weights}
+        identity["autoencoder_weights"] = None if pipe is each else component_checksum(Path(str(each)), "vae")
         report, grid = session.measure(pipe, identity, gallery)
         print(parts.quality_table(report))
         reports.append(report)

@@ -165,6 +165,7 @@ class Report:
         model: The model's folder or Hub id.
         revision: The revision of a Hub id that was asked for.
         weights: What tells the weights from others: a commit, or a checksum.
+        autoencoder_weights: A checksum of the autoencoder's weights, where the model is a folder that holds one.
         data: The data, as they were named in the call.
         data_on_hub: Whether that is a Hub id.
         data_name: What the data are called wherever they lie; see `public_name`.
@@ -186,6 +187,7 @@ class Report:
     model: str
     revision: str | None = None
     weights: str | None = None
+    autoencoder_weights: str | None = None
     data: str
     data_on_hub: bool = False
     data_name: str = ""

@@ -35,7 +35,7 @@ from c_diffset.hub.markdown import plain
 from c_diffset.hub.mlm import mlm_item
 from c_diffset.hub.repository import UNTOUCHED, Repository, check_token
 from c_diffset.hub.run import Run, read_run, told_history
-from c_diffset.loading import model_revision
+from c_diffset.loading import component_checksum, model_revision
 from c_diffset.pipelines.pipeline_cdiffset import SOURCE
 from c_diffset.sar.gdal import find_crs, open_raster
 from c_diffset.training.history import HISTORY, read_ancestors
@@ -190,22 +190,34 @@ def read_evaluation(path: Path, folder: Path) -> Report:
         FileNotFoundError: there is none.
         ValueError: it is on other weights, or no such report; or several are on these weights, and none on this folder.
     """
-    reports, weights = read_reports(path), model_revision(folder)
-    own = [report for report in reports if report.weights is not None and report.weights == weights]
+    reports, weights, autoencoder = read_reports(path), model_revision(folder), component_checksum(folder, "vae")
+    own = [
+        report
+        for report in reports  # those of earlier versions do not know the autoencoder's weights
+        if report.weights is not None
+        and report.weights == weights
+        and report.autoencoder_weights in (None, autoencoder)
+    ]
     if len(own) > 1:  # as of `best` and `pipeline` of one run, where the last update was the best
         own = [report for report in own if Path(report.model).resolve() == folder.resolve()] or own
     if len(own) == 1:
         return own[0]
-    found = [f"{plain(report.model)}, with weights {plain(report.weights)}" for report in reports]
-    about = " and ".join(found[:MOST_NAMED]) + " ..." * (len(found) > MOST_NAMED)
+    about = " and ".join(map(_weights_of, reports[:MOST_NAMED])) + " ..." * (len(reports) > MOST_NAMED)
     if own:
         raise ValueError(
             f"{path} is about {about}: {len(own)} of them have the weights of {folder}, so name the folder of the "
             "report that you mean"
         )
     raise ValueError(
-        f"{path} is about {about}, and not about {weights} in {folder}: evaluate the folder that you publish"
+        f"{path} is about {about}, and not about {weights}{f' and {autoencoder}' if autoencoder else ''} in {folder}: "
+        "evaluate the folder that you publish"
     )
+
+
+def _weights_of(report: Report) -> str:
+    """What a report says of its model, for an error message."""
+    autoencoder = f" and autoencoder {plain(report.autoencoder_weights)}" if report.autoencoder_weights else ""
+    return f"{plain(report.model)}, with weights {plain(report.weights)}{autoencoder}"
 
 
 def _pixel_size(run: Run | None) -> float | None:

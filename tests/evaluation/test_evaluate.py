@@ -20,6 +20,7 @@ from c_diffset.evaluation.evaluate import evaluate
 from c_diffset.evaluation.report import read_report
 from c_diffset.evaluation.session import try_features
 from c_diffset.evaluation.split import split_against_train
+from c_diffset.loading import component_checksum
 from c_diffset.measurement.colours import SCALES
 from c_diffset.measurement.measure import crop_pairs, evaluate_pairs, floors_and_ceiling, mean_colour_of
 from c_diffset.measurement.picture_grid import make_grid
@@ -278,6 +279,7 @@ def test_the_report_names_the_autoencoder_and_its_ceiling(make_pipe, data, tmp_p
     options = dict(max_images=2, lpips_net=None, download=False)
     own = evaluate(tmp_path / "model", data, **options)
     assert own.autoencoder == f"AutoencoderKL, {tmp_path / 'model/vae'}"
+    assert own.autoencoder_weights == component_checksum(tmp_path / "model", "vae") != own.weights
     other = evaluate(tmp_path / "model", data, output=tmp_path / "out", vae=str(tmp_path / "taesd"), **options)
     assert other.autoencoder == f"AutoencoderTiny, {tmp_path / 'taesd'}"
     assert other.weights == f"{own.weights} with the autoencoder {tmp_path / 'taesd'}"  # so it cannot be published

@@ -26,7 +26,18 @@ from tests.hub.conftest import CALIBRATION, REPO, evaluation_of, save_model, wri
 from tests.hub.markdown import foreign_parts, parts_of
 
 KEYS = {"license", "library_name", "pipeline_tag", "tags", "base_model", "datasets", "model-index", "model_name"}
-TITLES = ["Input", "Use", "Confidence", "Metrics", "Training", "Limits and misuse", "Licence", "Citation", "Files"]
+TITLES = [
+    "Input",
+    "Output",
+    "Use",
+    "Confidence",
+    "Metrics",
+    "Training",
+    "Limits and misuse",
+    "Licence",
+    "Citation",
+    "Files",
+]
 PIECES = (
     *("\n", "\r", "```", "~~~", "`", "---\n", "...\n", "|", "\\", "# ", "- ", "1. ", "> ", "    ", "*", "_", "~~", "!"),
     *(

@@ -164,6 +164,10 @@ def test_a_report_on_another_model_is_refused(hub, model, tmp_path):
         (evaluation_of(other), "is about .*other, with weights sha256:.*evaluate the folder that you publish"),
         (evaluation_of(model, weights=None), "with weights None"),
         (
+            evaluation_of(model, autoencoder_weights="sha256:0"),
+            "and autoencoder sha256:0, and not about .* and sha256:",
+        ),
+        (
             evaluation_of(model, weights=f"{model_revision(model)} with the autoencoder taesd"),
             "with the autoencoder taesd",
         ),
