@@ -64,3 +64,17 @@ def test_two_processes_equal_twice_the_batch(method, tmp_path, make_pipe):
             for other in (start, weights[1])
         )
         assert apart < 1e-3 * went
+
+
+@pytest.mark.parametrize("options", [["--quiet", "--cpu"], ["--multi_gpu", "--num_processes", "2"]])
+def test_what_is_wrong_with_the_data_is_said_once(options, tmp_path):
+    """By the main process alone; where there is only one, `accelerate` can be told to say nothing below that line."""
+    write_pairs(tmp_path / "data", 2, size=32)
+    accelerate = str(Path(sys.executable).parent / "accelerate")
+    command = [accelerate, "launch", *options, "-m", "c_diffset", "finetune", "--data.source", tmp_path / "data"]
+    command += ["--output_dir", tmp_path / "run", "--model.base", tmp_path / "absent"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode != 0 and done.stderr.count("has no split 'validation'") == 1, done.stderr
+    assert options[0] != "--quiet" or "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
