@@ -60,8 +60,9 @@ def read_image_and_mask(
     except _Unfit as error:
         raise ValueError(f"{name}: {error}") from None
     except Exception as error:  # the decoders raise a dozen unrelated types for broken files
-        reason = " ".join(str(error).split())[:300]
-        raise OSError(f"{name}: not a readable PNG, JPEG or TIFF image ({len(data)} bytes): {reason}") from error
+        known = not isinstance(error, PIL.UnidentifiedImageError)  # whose text is an address in memory
+        reason = f": {' '.join(str(error).split())[:300]}" if known else ""
+        raise OSError(f"{name}: not a readable PNG, JPEG or TIFF image ({len(data)} bytes){reason}") from error
     if image.dtype in (np.int16, np.float64):
         with np.errstate(over="ignore"):
             image = image.astype(np.float32)
