@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -426,6 +427,22 @@ def test_parquet_becomes_files(layout, tmp_path, monkeypatch):
     assert rows["w"]["sar"]["path"].endswith("sar/w.tif") and Path(rows["w"]["eo"]["path"]).read_bytes() == (
         eo[1].read_bytes()
     )
+
+
+def test_webdataset_becomes_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    for name, channels in (("s1", 1), ("s2", 3)):
+        write_png(tmp_path / f"{name}.png", channels)
+    for split, count in (("train", 2), ("test", 1)):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        with tarfile.open(tmp_path / "in" / f"{split}-000.tar", "w") as shard:
+            for i in range(count):
+                for name in ("s1", "s2"):
+                    shard.add(tmp_path / f"{name}.png", f"{i}.{name}.png")
+    options = {"columns": {"sar": "s1", "eo": "s2"}}
+    summary = prepare("webdataset", tmp_path / "in", tmp_path / "out", options=options, progress=False)
+    assert summary.splits == {"train": 2, "test": 1} and summary.split_rule.startswith("as given")
+    assert sorted(row["id"] for row in loaded(tmp_path / "out")["train"]) == ["0", "1"]
 
 
 def test_files_are_paired_by_a_pattern(tmp_path):

@@ -84,6 +84,16 @@ def test_a_part_is_held_out_and_not_trained_on(source, tmp_path, capsys):
     assert "6 pairs as a model sees them" in printed
 
 
+def test_held_out_pairs_are_not_in_the_latent_cache(source, tmp_path, make_pipe):
+    make_pipe("kl").save_pretrained(tmp_path / "base")
+    options = {"model.base": tmp_path / "base", "data.source": source, "data.latent_cache": tmp_path / "cache"}
+    options |= {"data.validation_fraction": 0.3, "data.crop_size": 16, "validation.crop_size": 16, "max_steps": 1}
+    options |= {"validation.num_images": 1, "validation.num_inference_steps": 1, "output_dir": tmp_path / "run"}
+    assert main(["finetune", *(str(part) for name, value in options.items() for part in (f"--{name}", value))]) == 0
+    (index,) = (tmp_path / "cache").glob("*/index.json")
+    assert len(json.loads(index.read_text())) == 6
+
+
 def test_what_is_held_out_follows_the_seed(tmp_path):
     write_pairs(tmp_path, 10, size=32, split="train")
     table = tmp_path / "train/metadata.jsonl"
