@@ -73,6 +73,7 @@ def calibrate(
         untrained = "this model predicts no variance, or one that was never trained and is the same everywhere"
         raise ValueError(f"{model}: {untrained}, so there is nothing to calibrate: train stage 2")
     pairs.check_eo(pipe.config.eo_transform, data)
+    pairs.check_sar([pipe.config.sar_transform], data)
     maps, images = {}, 0
     for steps in num_inference_steps or [pipe.config.default_num_inference_steps]:
         results = evaluate_pairs(pipe, pairs, steps, batch_size, seed)

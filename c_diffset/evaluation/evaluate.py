@@ -102,8 +102,9 @@ def evaluate(
     parts.check_output(output, overwrite)
     pairs = SplitPairs(load_pairs(data, split), crop_size, max_images)  # before models and networks are loaded
     train_rows = load_pairs(data, "train", streaming=is_remote(data)) if "train" in list_splits(data) else None
-    eo_transform = parts.check_models(models, revision, vae)
+    eo_transform, sar_transforms = parts.check_models(models, revision, vae)
     pairs.check_eo(eo_transform, data)
+    pairs.check_sar(sar_transforms, data)
     left_out: list[LeftOut] = []
     lpips_model = parts.try_lpips(lpips_net, lpips_weights, download, left_out)
     features = parts.try_features(lpips_model, inception_weights, download, left_out)

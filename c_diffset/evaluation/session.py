@@ -30,8 +30,10 @@ from c_diffset.measurement.networks import load_inception, load_lpips, lpips_fea
 from c_diffset.measurement.picture_grid import make_grid
 from c_diffset.pipelines.pipeline_cdiffset import (
     EO_DISPLAY,
+    SAR_DISPLAY,
     CDiffSETPipeline,
     check_eo_transform,
+    check_sar_transform,
     describe_eo_transform,
 )
 
@@ -48,19 +50,24 @@ def name_of(model: Model) -> str:
     return str((model.name_or_path or "in memory") if isinstance(model, CDiffSETPipeline) else model)
 
 
-def check_models(models: list[Model], revision: str | None, vae: str | None) -> dict:
-    """Find what is wrong with any of the models before the first is measured; returns the `eo_transform` of all."""
+def check_models(models: list[Model], revision: str | None, vae: str | None) -> tuple[dict, list[dict]]:
+    """Find what is wrong with any of the models before the first is measured.
+
+    Returns:
+        The `eo_transform` of all, and the `sar_transform` of each.
+    """
     if vae is not None and any(isinstance(model, CDiffSETPipeline) for model in models):
         raise ValueError("vae is set, but the model is a pipeline in memory: give it to `load_pipeline` instead")
-    transforms = []
+    transforms, reads = [], []
     for model in models:
         given = isinstance(model, CDiffSETPipeline)
         config = model.config if given else CDiffSETPipeline.load_config(model, revision=revision)
         transforms.append(check_eo_transform(config.get("eo_transform") or EO_DISPLAY))
+        reads.append(check_sar_transform(config.get("sar_transform") or SAR_DISPLAY))
         if transforms[-1] != transforms[0]:
             found = f"{name_of(model)} has {transforms[-1]}, but {name_of(models[0])} {transforms[0]}"
             raise ValueError(f"the models' eo_transform differ: {found}: evaluate them one by one")
-    return transforms[0]
+    return transforms[0], reads
 
 
 def eo_values(eo_transform: dict) -> str:

@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from c_diffset.data.eo import check_eo_of_model, some_pairs
 from c_diffset.data.pairs import Pair, Pairs, read_pair
+from c_diffset.data.sar_values import check_sar_values
 from c_diffset.data.splits import overlapping
 from c_diffset.evaluation.report import LeftOut
 from c_diffset.measurement.measure import crop_pairs, mean_colour_of
@@ -60,6 +61,12 @@ class SplitPairs:
     def check_eo(self, eo_transform: dict, data: str | os.PathLike) -> None:
         """Refuse EO images of `data` that are black, or of one colour, under the transform of the model; ValueError."""
         check_eo_of_model(self.rows, eo_transform, str(data))
+
+    def check_sar(self, sar_transforms: list[dict], data: str | os.PathLike) -> None:
+        """Refuse SAR images of `data` whose values cannot be in the units that one of the models reads; ValueError."""
+        for number, transform in enumerate(sar_transforms):
+            if transform not in sar_transforms[:number]:
+                check_sar_values(some_pairs(self.rows), transform, str(data))
 
     @property
     def expected_images(self) -> int | None:

@@ -95,6 +95,8 @@ class Job:
                 except OutsideError:
                     self.result.outside.append(source)
                     del todo[source]
+        if self.plan and len(self.result.outside) == len(self.plan):
+            raise ValueError(f"none of the inputs has anything in bbox {self.translator.options.bbox}: check bbox_crs")
         return sizes
 
     def _refuse(self, todo: dict[Path, Outputs], sizes: dict[Path, tuple[int, int]]) -> None:

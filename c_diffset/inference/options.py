@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 MAX_PIXELS = 2 * 10**9  # about five Sentinel-1 scenes
+FARTHEST = 1e9  # of any coordinate on Earth; PROJ takes hours over some numbers beyond
 
 
 @dataclass(kw_only=True)
@@ -71,7 +72,7 @@ class ReadOptions:
             raise ValueError(f"bbox_crs is {self.bbox_crs!r}, but there is no bbox")
         if self.bbox is not None:
             left, bottom, right, top = self.bbox if len(self.bbox) == 4 else [math.nan] * 4
-            if not (-math.inf < left < right < math.inf and -math.inf < bottom < top < math.inf):
+            if not (-FARTHEST <= left < right <= FARTHEST and -FARTHEST <= bottom < top <= FARTHEST):
                 raise ValueError(f"bbox is {self.bbox}: expected LEFT BOTTOM RIGHT TOP, left < right and bottom < top")
         if self.window is not None:
             column, row, width, height = self.window if len(self.window) == 4 else [-1] * 4

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, LCMScheduler
 
-from c_diffset.data.eo import check_eo_of_model
+from c_diffset.data.eo import check_eo_of_model, some_pairs
+from c_diffset.data.sar_values import check_sar_values
 from c_diffset.loading import no_loading_bar
 from c_diffset.models.unet import add_variance_channel
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
@@ -112,6 +113,8 @@ def distill(config: DistillConfig) -> Path:
     accelerator = make_accelerator(config)
     some = check_pairs(config, accelerator)
     teacher = load_teacher(config)
-    check_eo_of_model(training_pairs(config), teacher.config.eo_transform, config.data.source)
+    pairs, source = training_pairs(config), config.data.source
+    check_eo_of_model(pairs, teacher.config.eo_transform, source)
+    check_sar_values(some_pairs(pairs), teacher.config.sar_transform, source)
     task = METHODS[config.method](config, teacher, build_student(config, teacher))
     return train(task, config, accelerator, some)

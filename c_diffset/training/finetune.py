@@ -7,6 +7,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from c_diffset.data.eo import check_eo_values, declared_eo_transform, some_pairs
+from c_diffset.data.sar_values import check_sar_values
 from c_diffset.loading import load_autoencoder, no_loading_bar
 from c_diffset.models.unet import add_variance_channel, small_unet, widen
 from c_diffset.objectives.denoising import add_noise, c_diff_loss, denoising_loss, min_snr_weight, prediction_target
@@ -134,6 +135,7 @@ def finetune(config: FinetuneConfig) -> Path:
         config.model.eo_transform = declared_eo_transform(pairs, source)  # a setting of the run from here on
     pipe = build_pipeline(config.model)
     check_eo_values(some_pairs(pairs), pipe.config.eo_transform, source)
+    check_sar_values(some_pairs(pairs), pipe.config.sar_transform, source)
     if pipe.unet.config.sample_size is None:  # scenes are translated in tiles of what the model was trained at
         pipe.unet.register_to_config(sample_size=config.data.crop_size // pipe.vae_scale_factor)
     task = Finetune(config, pipe, config.model.lora_rank)

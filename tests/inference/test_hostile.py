@@ -156,12 +156,24 @@ def test_ground_control_points(folder, points, warped):
     units=st.sampled_from([None, "display", "db", "banana"]),
     bands=st.sampled_from([None, ["1"], ["VV"], ["0"], ["-1"], ["9" * 99], [], ["1", "1"], ["\n"]]),
     despeckle=st.booleans(),
+    part=st.one_of(
+        st.just({}),
+        st.fixed_dictionaries({"window": st.lists(st.integers(-(2**70), 2**70) | st.integers(0, 30), max_size=5)}),
+        st.fixed_dictionaries(
+            {
+                "bbox": st.lists(
+                    NUMBERS | st.floats(499_900, 500_400) | st.floats(3_999_700, 4_000_100), min_size=3, max_size=5
+                ),
+                "bbox_crs": st.sampled_from([None, "EPSG:4326", "EPSG:3857", "banana"]),
+            }
+        ),
+    ),
 )
-def test_options_of_reading(folder, crs, resolution, **options):
+def test_options_of_reading(folder, crs, resolution, part, **options):
     path = folder / "options.tif"
     if not path.exists():
         write_raster(path, np.full((20, 30), 9, np.uint8), **UTM)
-    outcome(read_whole, path, ReadOptions(crs=crs, resolution=resolution, max_pixels=10**5, **options))
+    outcome(read_whole, path, ReadOptions(crs=crs, resolution=resolution, max_pixels=10**5, **part, **options))
 
 
 @settings(max_examples=12, **EVERY)
