@@ -70,7 +70,7 @@ def inspect(
             print("settings that fit these values:", *told)
     seen = [pair_to_tensors(pair, sar_transform, eo_transform) for pair in shown.pairs]
     Path(output).mkdir(parents=True, exist_ok=True)
-    write_preview(Path(output, "preview.png"), seen, sar_transform)
+    write_preview(Path(output, "preview.png"), shown.pairs, seen, sar_transform)
     return summary
 
 
