@@ -50,6 +50,7 @@ def inspect(
     from c_diffset.data.eo import declared_eo_transform
     from c_diffset.data.inspect import fitting_transforms, inspect_source
     from c_diffset.data.pairs import load_pairs
+    from c_diffset.data.sar_values import check_sar_values
     from c_diffset.measurement.preview import write_preview
     from c_diffset.pipelines.pipeline_cdiffset import EO_DISPLAY, SAR_DISPLAY, CDiffSETPipeline
 
@@ -69,8 +70,9 @@ def inspect(
         if told:
             print("settings that fit these values:", *told)
     seen = [pair_to_tensors(pair, sar_transform, eo_transform) for pair in shown.pairs]
+    check_sar_values(shown.pairs, sar_transform, data)
     Path(output).mkdir(parents=True, exist_ok=True)
-    write_preview(Path(output, "preview.png"), shown.pairs, seen, sar_transform)
+    write_preview(Path(output, "preview.png"), seen, sar_transform)
     return summary
 
 

@@ -9,14 +9,11 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from c_diffset.data.pairs import Pair
 from c_diffset.files import write_file
 from c_diffset.measurement.picture_grid import make_grid
-from c_diffset.sar.radiometry import doubt_units
 
 NO_DATA = (1.0, 0.5, 0.0)  # orange, which neither SAR nor EO images show
 LARGEST_SHARE = 0.25  # of pixels at one end of a range, beyond which it is worth a note
-SOME_PIXELS = 2**16  # of an image, to judge its units by
 Seen = Sequence[dict[str, Tensor]]
 
 
@@ -34,28 +31,12 @@ def draw_preview(seen: Seen, sar_transform: dict | None) -> PIL.Image.Image:
     )
 
 
-def write_preview(path: Path, pairs: Sequence[Pair], seen: Seen, sar_transform: dict | None) -> None:
-    """Write the picture of pairs as they are `seen`, and print where it is and what is odd about their values."""
+def write_preview(path: Path, seen: Seen, sar_transform: dict | None) -> None:
+    """Write the picture, and print where it is and what is odd about the ranges."""
     picture = io.BytesIO()
     draw_preview(seen, sar_transform).save(picture, "PNG")
     write_file(path, picture.getvalue())
-    notes = notes_on_units(pairs, sar_transform) + notes_on_ranges(seen, sar_transform)
-    print("\n".join([f"{path}: {len(seen)} pairs as a model sees them", *notes]))
-
-
-def notes_on_units(pairs: Sequence[Pair], sar_transform: dict | None) -> list[str]:
-    """Where SAR values do not look like the units of the transform."""
-    if sar_transform is None:
-        return []
-    doubts = {}
-    for pair in pairs:
-        values = pair.sar.reshape(*pair.eo.shape[:2], -1)
-        values = (values.reshape(-1, values.shape[2]) if pair.mask is None else values[pair.mask]).T
-        some = values[:, :: max(1, values.shape[1] // SOME_PIXELS)]
-        doubts[pair.id] = doubt_units(some, sar_transform["units"], sar_transform)
-    found = [f"{name}: {doubt}" for name, doubt in doubts.items() if doubt]
-    units = sar_transform["units"]
-    return [f"  note: {len(found)} of {len(pairs)} SAR images do not look like {units}: {found[0]}"] if found else []
+    print("\n".join([f"{path}: {len(seen)} pairs as a model sees them", *notes_on_ranges(seen, sar_transform)]))
 
 
 def notes_on_ranges(seen: Seen, sar_transform: dict | None) -> list[str]:

@@ -85,7 +85,7 @@ def train(task: Task, config: RunConfig, accelerator: Accelerator, pairs: Sequen
     seen = [task.see(pair) for pair in pairs]
     with run.opened(config) if accelerator.is_main_process else nullcontext(), stop.watched():
         if seen:
-            write_preview(run.preview, pairs, seen, task.sar_transform)
+            write_preview(run.preview, seen, task.sar_transform)
         accelerator.wait_for_everyone()
         training = _Training(task, config, accelerator, run, stop)
         try:

@@ -15,9 +15,9 @@ from c_diffset.data.batches import pair_to_tensors
 from c_diffset.data.headers import read_shape
 from c_diffset.data.images import MAX_PIXELS, read_image
 from c_diffset.data.inspect import EMBEDDED, READ, inspect_source, inspect_split
-from c_diffset.data.pairs import Pair, load_pairs, read_pair
+from c_diffset.data.pairs import load_pairs, read_pair
 from c_diffset.data.splits import hold_out
-from c_diffset.measurement.preview import draw_preview, notes_on_ranges, notes_on_units
+from c_diffset.measurement.preview import draw_preview, notes_on_ranges
 from c_diffset.synthetic.generate import write_pairs
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -223,17 +223,6 @@ def test_the_command_refuses_data_that_a_model_does_not_fit(tmp_path, make_pipe,
     write_pairs(tmp_path / "display", 2, size=32, split="train")
     assert main(["inspect", str(tmp_path / "display"), *options]) == 0
     assert main(["inspect", str(tmp_path / "nowhere"), *options]) == 2
-
-
-def test_values_that_do_not_look_like_their_units_are_noted():
-    rng = np.random.default_rng(0)
-    eo = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    pairs = [Pair(rng.normal(120, 30, (64, 64)).astype(np.float32), eo, None, "a")]
-    db = {"units": "db", "range": [-25, 0], "channels": [0]}
-    (note,) = notes_on_units(pairs, db)
-    assert note.startswith("  note: 1 of 1 SAR images do not look like db: a: the pixels (median 1")
-    pairs = [Pair(rng.normal(-12, 3, (64, 64)).astype(np.float32), eo, None, "a")]
-    assert notes_on_units(pairs, db) == [] == notes_on_units(pairs, None)
 
 
 def test_what_has_no_data_is_orange_in_the_preview():
