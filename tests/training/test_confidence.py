@@ -23,7 +23,7 @@ from c_diffset.training.config import (
 )
 from c_diffset.training.distill import distill
 from c_diffset.training.finetune import finetune
-from tests.helpers import losses, short_run
+from tests.helpers import fresh_accelerate, losses, short_run
 
 TINY = ModelConfig(
     unet=SmallUNetConfig(block_out_channels=[8, 32], layers_per_block=1, attention_levels=0),
@@ -51,6 +51,7 @@ def settings(source: Path, output: Path, **changes) -> FinetuneConfig:
 @pytest.fixture(scope="module")
 def image_only(source, tmp_path_factory) -> Path:
     """A model whose run ended before its confidence was trained, in mixed precision."""
+    fresh_accelerate()
     output = tmp_path_factory.mktemp("runs") / "stage1"
     return finetune(settings(source, output, confidence_start_step=4, mixed_precision="bf16"))
 
