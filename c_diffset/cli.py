@@ -23,7 +23,25 @@ COMMANDS = {
     "env": ("c_diffset.environment:env", "show versions and machine, to paste into a bug report"),
 }
 CONFIGURED = ("finetune", "distill", "finetune_decoder")  # commands that read --config FILE.yaml
-# arguments whose form on the command line does not follow from the function's signature
+# arguments whose form on the command line does not follow from the function's signature, the first those of scenes
+OF_SCENES = {
+    "--bands": {
+        "nargs": "+",
+        "help": "Polarisations (VV VH HH HV) or numbers of a scene's bands, in the order that the model reads.",
+    },
+    "--bbox": {
+        "nargs": 4,
+        "type": float,
+        "metavar": ("LEFT", "BOTTOM", "RIGHT", "TOP"),
+        "help": "Part of each scene that is translated, in units of `bbox_crs`; pixels that it touches count.",
+    },
+    "--window": {
+        "nargs": 4,
+        "type": int,
+        "metavar": ("COLUMN", "ROW", "WIDTH", "HEIGHT"),
+        "help": "Part of each scene that is translated, in pixels, counted from 0 and after warping.",
+    },
+}
 ARGUMENTS = {
     "prepare": {
         "layout": {
@@ -40,22 +58,7 @@ ARGUMENTS = {
             "metavar": "INPUT",
             "help": "Images, GeoTIFF, SAFE folders; folders of them, glob patterns, lists (.txt), STAC items (.json).",
         },
-        "--bands": {
-            "nargs": "+",
-            "help": "Polarisations (VV VH HH HV) or numbers of a scene's bands, in the order that the model reads.",
-        },
-        "--bbox": {
-            "nargs": 4,
-            "type": float,
-            "metavar": ("LEFT", "BOTTOM", "RIGHT", "TOP"),
-            "help": "Part of each scene that is translated, in units of `bbox_crs`; pixels that it touches count.",
-        },
-        "--window": {
-            "nargs": 4,
-            "type": int,
-            "metavar": ("COLUMN", "ROW", "WIDTH", "HEIGHT"),
-            "help": "Part of each scene that is translated, in pixels, counted from 0 and after warping.",
-        },
+        **OF_SCENES,
     },
     "info": {
         "model": {"help": "Folder or Hub id of the model."},
@@ -64,10 +67,7 @@ ARGUMENTS = {
             "metavar": "SCENE",
             "help": "GeoTIFF, SAFE folders; folders of them, glob patterns, lists (.txt), STAC items (.json).",
         },
-        "--bands": {
-            "nargs": "+",
-            "help": "Polarisations (VV VH HH HV) or numbers of a scene's bands, in the order that the model reads.",
-        },
+        **OF_SCENES,
     },
     "publish": {
         "folder": {"help": "Folder that is published, such as RUN/pipeline."},

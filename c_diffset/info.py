@@ -38,6 +38,9 @@ def info(
     bands: list[str] | None = None,
     crs: str | None = None,
     resolution: float | None = None,
+    bbox: list[float] | None = None,
+    bbox_crs: str | None = None,
+    window: list[int] | None = None,
     tile_size: int | None = None,
     overlap: int | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -57,6 +60,10 @@ def info(
         bands: Polarisations (VV VH HH HV) or numbers of a scene's bands, in the model's order.
         crs: Coordinate system that scenes are warped to first, such as EPSG:32631.
         resolution: Pixel size after warping, in units of the coordinate system.
+        bbox: Left, bottom, right and top of the part that counts, in `bbox_crs`; pixels that it touches count.
+        bbox_crs: Coordinate system of `bbox`, such as EPSG:4326 for longitude and latitude. That of the scenes, after
+            warping, when not given.
+        window: Column, row, width and height in pixels, after warping, of the part that counts.
         tile_size: Side of a scene's tiles in pixels. What the model was trained at, or 512, when not given.
         overlap: Number of pixels that neighbouring tiles share at least. 64, or less in small tiles, when not given.
         max_pixels: Number of pixels above which a scene is refused.
@@ -74,7 +81,8 @@ def info(
     from c_diffset.loading import load_pipeline, model_revision
 
     reading = {"units": units, "bands": bands, "crs": crs, "resolution": resolution, "max_pixels": max_pixels}
-    options = SceneOptions(num_inference_steps, 0, tile_size, overlap, batch_size, **reading)
+    part = {"bbox": bbox, "bbox_crs": bbox_crs, "window": window}
+    options = SceneOptions(num_inference_steps, 0, tile_size, overlap, batch_size, **reading, **part)
     options.check()
     paths = find_inputs(scenes) if scenes else []
     pipe = load_pipeline(model, revision, device, dtype, vae)

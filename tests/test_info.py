@@ -47,6 +47,12 @@ def test_a_scene_says_what_translating_it_would_take(model, scene, tmp_path, cap
     assert {path.name for path in tmp_path.iterdir()} >= {"model", "scene.tif"}
 
 
+def test_a_part_of_a_scene(model, scene, capsys):
+    assert main(["info", model, str(scene), "--tile_size", "32", "--window", "0", "0", "48", "64"]) == 0
+    facts = lines_of(capsys.readouterr().out)
+    assert facts["size"].startswith("48 x 64 pixels") and facts["data"] == "about 100% of its pixels"
+
+
 def test_a_scene_that_does_not_fit_says_why(model, tmp_path, capsys):
     decibels = np.random.default_rng(0).normal(-12, 3, (1, 32, 32)).astype(np.float32)
     scene = write_raster(tmp_path / "decibels.tif", decibels, **PLACE)

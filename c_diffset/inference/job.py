@@ -18,7 +18,7 @@ from c_diffset.inference.images import translate_batch, translate_large
 from c_diffset.inference.inputs import Outputs, is_scene
 from c_diffset.inference.progress import InputBar
 from c_diffset.inference.record import Found, Manifest, as_asked, conflict, settings_in
-from c_diffset.inference.scene import Translator, run_scene, size_of
+from c_diffset.inference.scene import Translator, add_to_scene, lacks_additions_alone, run_scene, size_of
 from c_diffset.inference.team import Team, describe
 
 
@@ -65,7 +65,12 @@ class Job:
             tile = self.translator.settings["tile_size"]
             self.tiled = {source for source in self.plan if is_scene(source) or max(sizes[source]) > tile}
             self._refuse(todo, sizes)
+            translated = [s for s in todo if is_scene(s) and not self.overwrite]
+            translated = [s for s in translated if lacks_additions_alone(todo[s], self.translator)]
             self.lines = Manifest(self.manifest)
+        for source in self.team.mine(translated):
+            self._add(source)
+        todo = {source: outputs for source, outputs in todo.items() if source not in translated}
         shared, own = share({source: self.pixels[source] for source in todo if source in self.tiled}, self.team)
         # the same batches whatever is finished, and whoever takes them: their size decides how sums are rounded
         images = sorted((source for source in self.plan if source not in self.tiled), key=sizes.__getitem__)
@@ -155,6 +160,13 @@ class Job:
             if team.rank == 0:
                 self._finish(source, record, time.monotonic() - start)
         own.close()
+
+    def _add(self, source: Path) -> None:
+        """What is missing beside a scene that is translated already."""
+        start = time.monotonic()
+        with self._failing([source], Team()):
+            record = add_to_scene(self.plan[source], self.translator)
+            self._finish(source, record, time.monotonic() - start)
 
     def _tell(self, source: Path, found: Found) -> None:
         """Say what a scene is read as, once for all that are read alike; an empty one is listed as such."""

@@ -23,12 +23,13 @@ from c_diffset.inference.options import ReadOptions, SceneOptions
 from c_diffset.inference.preview import scene_preview
 from c_diffset.inference.progress import Tell, tell_nobody
 from c_diffset.inference.raster import SarRaster
-from c_diffset.inference.record import TAG, Found, save_image
+from c_diffset.inference.record import TAG, Found, as_asked, save_image, settings_in
 from c_diffset.inference.source import Source
 from c_diffset.inference.stac import describe_place, write_item
 from c_diffset.inference.team import Team
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.sar.gdal import gdal, open_raster, reading, sidecar
+from c_diffset.sar.radiometry import polarisation
 from c_diffset.sar.safe import calibrate_safe, is_safe
 
 SCRATCH = "scene.tif"  # in the work folder
@@ -283,7 +284,35 @@ def write_outputs(canvas: SceneCanvas, raster: SarRaster, outputs: Outputs, fold
         trust.publish()
     eo.publish()  # the image comes last: where it stands, the others are complete
     if outputs.item is not None:
-        with gdal():
-            used = {k: v for k, v in settings.items() if k != "asked"}
-            about = used, raster.polarisations, canvas.pipe.config.eo_transform
-            write_item(outputs.item, outputs.eo, outputs.confidence, *about, outputs.preview)
+        describe_outputs(outputs, settings, canvas.pipe)
+
+
+def describe_outputs(outputs: Outputs, record: dict, pipe: CDiffSETPipeline) -> None:
+    """Write the STAC item of a scene's files, which are there."""
+    assert outputs.item is not None
+    used = {name: value for name, value in record.items() if name != "asked"}
+    polarisations = [found for name in record["bands"] if (found := polarisation(name))]
+    with gdal():
+        about = used, polarisations, pipe.config.eo_transform
+        write_item(outputs.item, outputs.eo, outputs.confidence, *about, outputs.preview)
+
+
+def lacks_additions_alone(outputs: Outputs, translator: Translator) -> bool:
+    """Whether a scene is translated already in this way, and only its preview or its item is missing."""
+    missing = [file for file in outputs.files if not file.exists()]
+    if outputs.preview in missing and outputs.confidence is None and translator.pipe.predicts_variance:
+        return False  # it shows a confidence that is in no file
+    translated = not {outputs.eo, outputs.confidence} & set(missing)
+    return bool(missing) and translated and as_asked(settings_in(outputs.eo)) == translator.settings
+
+
+def add_to_scene(outputs: Outputs, translator: Translator) -> dict:
+    """Write the preview and the item of a scene for which `lacks_additions_alone`; returns how it was made."""
+    record = settings_in(outputs.eo)
+    assert record is not None
+    if outputs.preview is not None:
+        picture = scene_preview(outputs.eo, outputs.confidence, outputs.eo.name)
+        save_image(np.asarray(picture), outputs.preview, record)
+    if outputs.item is not None:
+        describe_outputs(outputs, record, translator.pipe)
+    return record

@@ -68,6 +68,28 @@ def test_a_preview_stands_beside_each_output(make_pipe, sar, tmp_path, calibrate
         assert (panel_of(out / "image_preview.png", 0, size=size) == np.asarray(image)).all()
 
 
+def test_previews_and_items_are_added_to_scenes_that_are_translated_already(make_pipe, sar, tmp_path, capsys):
+    make_pipe("pixel").save_pretrained(tmp_path / "model")
+    scene, out, at_once = str(sar / "scene.tif"), tmp_path / "out", tmp_path / "at_once"
+    command = ["translate", scene, "--model", str(tmp_path / "model"), "--confidence", "--output"]
+    assert main([*command, str(at_once), "--preview", "--stac"]) == 0
+    assert main([*command, str(out)]) == 0
+    before = (out / "scene.tif").stat()
+    assert main([*command, str(out), "--preview", "--stac"]) == 0
+    assert "1 written" in capsys.readouterr().out and (out / "scene.tif").stat() == before
+    assert (out / "scene_preview.png").read_bytes() == (at_once / "scene_preview.png").read_bytes()
+    items = [json.loads((folder / "scene.json").read_text()) for folder in (out, at_once)]
+    assert items[0]["assets"] == items[1]["assets"]
+    last = json.loads((out / "manifest.jsonl").read_text().splitlines()[-1])
+    assert {"scene.tif", "scene_confidence.tif", "scene_preview.png", "scene.json"} == last["outputs"].keys()
+
+    (out / "scene_preview.png").unlink()
+    assert main([*command, str(out), "--preview", "--seed", "1"]) == 1  # of other settings: nothing is added
+    assert not (out / "scene_preview.png").exists()
+    assert main([*command, str(out), "--preview", "--overwrite"]) == 0
+    assert (out / "scene.tif").stat().st_mtime_ns > before.st_mtime_ns
+
+
 def test_a_preview_needs_no_file_of_the_confidence(make_pipe, sar, tmp_path):
     make_pipe("pixel").save_pretrained(tmp_path / "model")
     out = tmp_path / "out"
