@@ -99,7 +99,7 @@ def raw_to_variance(raw: torch.Tensor) -> torch.Tensor:
 
 
 def smooth_border(raw: torch.Tensor, width: int = 3) -> torch.Tensor:
-    """Raw variance B x h x w with the values of its next pixels in the outermost `width`, as far as it is large enough.
+    """Raw variance B x h x w with the values of its next pixels in the outermost `width`, at most an eighth of a side.
 
     The UNet's convolutions read zeros beyond the border. Raw variances are far from 0, where the training began, by the
     sum of all weights: where some of them read zeros, the last three convolutions are drawn back to it, which frames
@@ -107,7 +107,7 @@ def smooth_border(raw: torch.Tensor, width: int = 3) -> torch.Tensor:
     """
     for axis in (-2, -1):
         side = raw.shape[axis]
-        outermost = min(width, (side - 1) // 2)
+        outermost = min(width, side // 8)
         nearest = torch.arange(side, device=raw.device).clamp(outermost, side - 1 - outermost)
         raw = raw.index_select(axis, nearest)
     return raw

@@ -198,7 +198,7 @@ def test_the_loop_is_the_schedulers_own(make_pipe, sar, scheduler):
 
 def test_the_zeros_beyond_the_border_leave_no_frame_in_the_confidence(make_pipe):
     """An even image and even noise, of a model whose variance rests on its weights, as those of trained models do."""
-    pipe, sides = make_pipe("pixel"), (20, 16)
+    pipe, sides = make_pipe("pixel"), (28, 24)
     with torch.no_grad():
         for layer in (pipe.unet.conv_norm_out, *(resnet.norm2 for resnet in pipe.unet.up_blocks[-1].resnets)):
             layer.bias.fill_(1.0)
@@ -213,11 +213,13 @@ def test_the_zeros_beyond_the_border_leave_no_frame_in_the_confidence(make_pipe)
         assert abs(side.mean() - inside.mean()) < 3 * inside.std()
 
 
-@pytest.mark.parametrize("sides", [(1, 1), (2, 6), (3, 9)])
-def test_images_smaller_than_two_borders_keep_their_variance_in_the_middle(sides):
+@pytest.mark.parametrize("sides, widths", [((1, 1), (0, 0)), ((7, 16), (0, 2)), ((64, 24), (3, 3))])
+def test_at_most_an_eighth_of_a_side_loses_its_own_variance(sides, widths):
     raw = torch.arange(float(np.prod(sides))).reshape(1, *sides)
-    middle = (0, *(slice(min(3, (side - 1) // 2), side - min(3, (side - 1) // 2)) for side in sides))
-    assert torch.equal(smooth_border(raw)[middle], raw[middle]) and smooth_border(raw).shape == raw.shape
+    smoothed = smooth_border(raw)
+    middle = (0, *(slice(width, side - width) for side, width in zip(sides, widths, strict=True)))
+    assert torch.equal(smoothed[middle], raw[middle]) and smoothed.shape == raw.shape
+    assert smoothed[0, 0, 0] == raw[0, widths[0], widths[1]]
 
 
 def test_number_of_steps(make_pipe, sar):
