@@ -16,7 +16,7 @@ from c_diffset.inference.images import image_noise
 from c_diffset.inference.inputs import find_inputs
 from c_diffset.inference.record import settings_in
 from c_diffset.inference.translate import translate
-from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+from c_diffset.loading import load_pipeline
 from tests.conftest import tiny_taesd
 from tests.helpers import UTM, write_raster
 
@@ -98,9 +98,7 @@ def test_images_larger_than_a_tile_go_through_the_canvas(model, images, tmp_path
     made = np.asarray(PIL.Image.open(tmp_path / "one" / "wide.png"))
     trust = np.asarray(PIL.Image.open(tmp_path / "one" / "wide_confidence.png"))
     seed = image_noise(3, images / "wide.png").initial_seed()
-    for window in translate_windows(
-        pixels, CDiffSETPipeline.from_pretrained(model), tile_size=32, overlap=8, seed=seed
-    ):
+    for window in translate_windows(pixels, load_pipeline(model), tile_size=32, overlap=8, seed=seed):
         place = window.box.slices()[1:]
         assert (made[place] == window.eo).all() and np.allclose(trust[place] / 65535, window.confidence, atol=1e-5)
 
