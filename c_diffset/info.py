@@ -163,4 +163,5 @@ def duration(seconds: float) -> str:
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
-    return f"{max(1, round(seconds))} seconds"
+    rounded = max(1, round(seconds))
+    return f"{rounded} second{'s' * (rounded > 1)}"
