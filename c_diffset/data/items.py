@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from c_diffset.data.images import read_image
 from c_diffset.data.sources import list_images
+from c_diffset.sar.gdal import gdal, open_raster
 
 Contents = dict[str, tuple[bytes, str]]  # of one pair: "sar", "eo" and perhaps others to (file content, suffix)
 
@@ -55,16 +55,6 @@ def copy_files(item: Item) -> Contents:
     return contents
 
 
-@contextmanager
-def open_tiff(path: Path) -> Iterator[rasterio.DatasetReader]:
-    """A GeoTIFF, without the files beside it that GDAL would open with it."""
-    with (
-        rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"),
-        rasterio.open(path.resolve(), driver="GTiff") as raster,
-    ):
-        yield raster
-
-
 def mask_out(contents: Contents, valid: np.ndarray) -> Contents:
     """The contents with a mask that also rules out what is not `valid`, bool H x W."""
     if "mask" in contents:
@@ -86,10 +76,8 @@ def tiff(image: np.ndarray, names: Sequence[str], place: dict[str, Any]) -> tupl
 
 def place_of(path: Path) -> dict[str, Any]:
     """The `crs` and the `transform` of a GeoTIFF."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with open_tiff(path) as raster:
-            return {"crs": raster.crs, "transform": raster.transform}
+    with gdal(), open_raster(path) as raster:
+        return {"crs": raster.crs, "transform": raster.transform}
 
 
 def png(image: np.ndarray) -> tuple[bytes, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import rasterio
 
 from c_diffset.data.images import read_image
-from c_diffset.data.items import Contents, Found, Item, copy_files, images_in, mask_out, match, open_tiff
+from c_diffset.data.items import Contents, Found, Item, copy_files, images_in, mask_out, match
 from c_diffset.data.own import OWN, find_pairs
 from c_diffset.data.sentinel import (
     convert_bigearthnet,
@@ -23,6 +23,7 @@ from c_diffset.data.sentinel import (
 from c_diffset.data.sources import check_inside
 from c_diffset.data.splits import describe_split
 from c_diffset.data.zarr_zip import convert_zarr, find_ssl4eo, find_terramesh
+from c_diffset.sar.gdal import gdal, open_raster
 
 SPACENET6_POLARISATIONS = ("HH", "HV", "VH", "VV")
 SPACENET6_COLUMN = 1000.0  # metres of easting that stay together in one split
@@ -36,7 +37,7 @@ def convert_spacenet6(item: Item) -> Contents:
     sar, eo = read_image(path), read_image(item.images["eo"])
     if sar.ndim != 3 or sar.shape[2] != len(SPACENET6_POLARISATIONS):
         raise ValueError(f"{path}: shape {sar.shape}; expected 4 bands, {', '.join(SPACENET6_POLARISATIONS)}.")
-    with open_tiff(path) as raster, rasterio.MemoryFile() as memory:
+    with gdal(), open_raster(path) as raster, rasterio.MemoryFile() as memory:
         with memory.open(**raster.profile | {"compress": "deflate"}) as named:
             named.write(raster.read())
             named.descriptions = SPACENET6_POLARISATIONS
@@ -97,7 +98,7 @@ def find_spacenet6(source: Path) -> Found:
     items, orientations = [], _spacenet6_orientations(source)
     for item in candidates:
         try:
-            with open_tiff(item.images["sar"]) as raster:
+            with gdal(), open_raster(item.images["sar"]) as raster:
                 bounds, crs = raster.bounds, raster.crs
         except OSError as error:
             skipped.append((item.id, str(error)))

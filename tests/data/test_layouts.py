@@ -17,12 +17,12 @@ from datasets import Dataset, load_dataset
 from c_diffset.cli import main
 from c_diffset.data.eo import declared_eo_transform
 from c_diffset.data.images import read_image
-from c_diffset.data.items import open_tiff
 from c_diffset.data.layouts import LAYOUTS
 from c_diffset.data.pairs import list_splits, load_pairs, read_pair
 from c_diffset.data.prepare import prepare
 from c_diffset.data.sentinel import SEN12MS_HOLD_OUT, find_major_tom
 from c_diffset.files import locked
+from c_diffset.sar.gdal import open_raster
 from c_diffset.synthetic.generate import write_pairs
 from c_diffset.training.config import FinetuneConfig, parse_config
 from tests.data.test_zarr_zip import make_ssl4eo, make_terramesh
@@ -584,7 +584,7 @@ def test_files_beside_a_tiff_are_not_opened(tmp_path):
     """A mask beside a TIFF may be a virtual raster, which reads any file and any address."""
     image = make_layout("spacenet6", tmp_path / "in")
     Path(f"{image}.msk").write_text("<VRTDataset rasterXSize='8' rasterYSize='8'></VRTDataset>")
-    with open_tiff(image) as raster:
+    with open_raster(image) as raster:
         assert raster.files == [str(image)]
 
 
