@@ -11,11 +11,10 @@ from c_diffset.inference.grid import check_size, find_part, place_of, warped
 from c_diffset.inference.options import ReadOptions
 from c_diffset.inference.source import fill_invalid, sample
 from c_diffset.inference.tiles import Box
-from c_diffset.pipelines.pipeline_cdiffset import FULL_SCALE, count_bands
+from c_diffset.pipelines.pipeline_cdiffset import FULL_SCALE, LOWEST, count_bands
 from c_diffset.sar.gdal import open_raster, reading
 from c_diffset.sar.radiometry import (
     DARKEST,
-    LOWEST,
     UNITS,
     apply_scaling,
     convert_units,

@@ -8,8 +8,8 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from c_diffset.inference.tiles import Box
-from c_diffset.pipelines.pipeline_cdiffset import count_bands, image_axes, order_hint
-from c_diffset.sar.radiometry import LOWEST, doubt_units, to_model
+from c_diffset.pipelines.pipeline_cdiffset import LOWEST, count_bands, image_axes, order_hint
+from c_diffset.sar.radiometry import doubt_units, to_model
 
 SAMPLES = 8  # windows along each axis that tell what the values of a scene are
 ENOUGH = 2**16  # pixels that do

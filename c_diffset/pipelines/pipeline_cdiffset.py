@@ -49,10 +49,9 @@ FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0, "int32": 65535.0}  # PIL opens 
 LARGEST = 1e6  # absolute value of any number in a model's settings; more is an error, or an attack on the memory
 LIMITS = {"layers": 64, "block_out": LARGEST, "block": 64, "sample_size": 8192}  # of settings named so
 PIL_MODES = ("L", "RGB", "I;16", "I;16L", "I;16B", "I", "F")
-MEDIAN_DB = (
-    -50.0,
-    10.0,
-)  # of every SAR image: near -12 over land in VV and -18 in VH, -35 over calm water, 0 in a city
+LOWEST = {"db": -90, "power": -1, "amplitude": 0}  # nothing measures so little: such values stand for missing ones
+# of every SAR image: near -12 over land in VV and -18 in VH, -35 over calm water, 0 in a city
+MEDIAN_DB = (-50.0, 10.0)
 SHARE_BELOW_0_DB = 0.01  # of the pixels at least, in every SAR image: shadows and speckle are even in a city
 FEWEST_PIXELS = 32  # that say something of their units
 DECIBELS, SCALED_DECIBELS = "decibels (dB)", "decibels times a factor, whose scale is missing"
@@ -280,7 +279,7 @@ def looks_like(values: np.ndarray) -> str:
     """What SAR values, any real numbers, are most likely to be."""
     median = float(np.median(values))
     if median < 0:
-        return DECIBELS if median > -90 else SCALED_DECIBELS
+        return DECIBELS if median > LOWEST["db"] else SCALED_DECIBELS
     if (values == np.rint(values)).all():
         return EIGHT_BITS if values.max() <= 255 else DIGITAL_NUMBERS
     return LINEAR if median < 1 else DIGITAL_NUMBERS
@@ -304,7 +303,7 @@ def doubt_backscatter(values: np.ndarray, units: str, sar_transform: dict) -> st
     if len(limits) > 1:
         limits = limits[["-" not in str(channel) for channel in transform["channels"]]]  # no ratios
     if units != "db":
-        if 2 * np.count_nonzero(values < (-1 if units == "power" else 0)) > values.size:  # no noise falls below -1
+        if 2 * np.count_nonzero(values < LOWEST[units]) > values.size:
             return looks_like(values)
         decibels = (20 if units == "amplitude" else 10) * np.log10(values[values > 0])
         if decibels.size < FEWEST_PIXELS:

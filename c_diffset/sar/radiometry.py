@@ -11,6 +11,7 @@ from c_diffset.pipelines.pipeline_cdiffset import (
     FEWEST_PIXELS,
     FULL_SCALE,
     LINEAR,
+    LOWEST,
     SCALED_DECIBELS,
     check_sar_transform,
     doubt_backscatter,
@@ -20,7 +21,6 @@ from c_diffset.pipelines.pipeline_cdiffset import (
 
 UNITS = ("display", "db", "power", "amplitude")
 POLARISATIONS = ("VV", "VH", "HH", "HV")
-LOWEST = {"db": -90, "power": -1, "amplitude": 0}  # nothing measures so little: such values stand for missing ones
 DARKEST = 1e-10  # power that noise removal left at or below zero
 FILL_VALUES = 4  # numbers that stand for missing pixels in one raster, at most
 FILL_SHARE = 0.01  # of the pixels that such a number has, at least
