@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from c_diffset.arguments import quieten
-from c_diffset.training.config import DecoderConfig, DistillConfig, FinetuneConfig, RunConfig, parse_config
+from c_diffset.training.config import DecoderConfig, FinetuneConfig, RunConfig
+from c_diffset.training.distill_config import DistillConfig
+from c_diffset.training.parser import parse_config
 
 if TYPE_CHECKING:
     from c_diffset.data.inspect import DataSummary

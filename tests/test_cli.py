@@ -15,7 +15,7 @@ from c_diffset import __version__
 from c_diffset.cli import COMMANDS, CONFIGURED, command_parser, main
 from c_diffset.commands import TRAINING
 from c_diffset.synthetic.generate import write_pairs
-from c_diffset.training.config import config_parser, parse_config
+from c_diffset.training.parser import config_parser, parse_config
 
 ROOT = Path(__file__).parent.parent
 

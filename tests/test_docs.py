@@ -11,7 +11,7 @@ import pytest
 
 from c_diffset.cli import COMMANDS, CONFIGURED, command_parser
 from c_diffset.commands import TRAINING
-from c_diffset.training.config import config_parser
+from c_diffset.training.parser import config_parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))

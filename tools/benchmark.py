@@ -26,18 +26,10 @@ from c_diffset.arguments import run
 from c_diffset.cli import COMMANDS
 from c_diffset.models.critics import encoder_half
 from c_diffset.synthetic.generate import write_pairs
-from c_diffset.training.config import (
-    CriticConfig,
-    DataConfig,
-    DistillConfig,
-    FinetuneConfig,
-    ModelConfig,
-    SmallUNetConfig,
-    TimeAwareConfig,
-    ValidationConfig,
-)
+from c_diffset.training.config import DataConfig, FinetuneConfig, ModelConfig, SmallUNetConfig, ValidationConfig
 from c_diffset.training.consistency import ConsistencyDistill
 from c_diffset.training.distill import METHODS, build_student, load_teacher
+from c_diffset.training.distill_config import CriticConfig, DistillConfig, TimeAwareConfig
 from c_diffset.training.finetune import Finetune, build_pipeline
 from c_diffset.training.loop import make_accelerator, train
 from c_diffset.training.student import Distill

@@ -9,7 +9,7 @@ from c_diffset.objectives.denoising import add_noise, clean_and_noise
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.training.average import AveragedWeights
 from c_diffset.training.checkpoint import Part
-from c_diffset.training.config import DistillConfig
+from c_diffset.training.distill_config import DistillConfig
 from c_diffset.training.student import Distill, keep_valid
 
 

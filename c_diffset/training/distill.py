@@ -14,8 +14,8 @@ from c_diffset.data.sar_values import check_sar_values
 from c_diffset.loading import no_loading_bar
 from c_diffset.models.unet import add_variance_channel
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
-from c_diffset.training.config import DistillConfig
 from c_diffset.training.consistency import ConsistencyDistill
+from c_diffset.training.distill_config import DistillConfig
 from c_diffset.training.loop import make_accelerator, train
 from c_diffset.training.pairs import check_pairs, training_pairs
 from c_diffset.training.task import with_components

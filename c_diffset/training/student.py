@@ -11,7 +11,7 @@ from c_diffset.objectives.adversarial import critic_loss, student_loss
 from c_diffset.objectives.denoising import append_dims, beta_nll, clean_and_noise
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, clean_variance, raw_to_variance
 from c_diffset.training.checkpoint import Part
-from c_diffset.training.config import DistillConfig
+from c_diffset.training.distill_config import DistillConfig
 from c_diffset.training.task import PairsTask, make_optimizer
 
 CONFIDENCE_BETA = 0.5  # the beta of the beta-NLL that Seitzer et al. recommend

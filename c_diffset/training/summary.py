@@ -5,7 +5,8 @@ from pathlib import Path
 
 from c_diffset.data.pairs import list_splits
 from c_diffset.files import read_json
-from c_diffset.training.config import DistillConfig, FinetuneConfig, RunConfig
+from c_diffset.training.config import FinetuneConfig, RunConfig
+from c_diffset.training.distill_config import DistillConfig
 from c_diffset.training.history import read_history
 from c_diffset.training.run import RunFolder
 

@@ -24,7 +24,8 @@ from c_diffset.data.sentinel import SEN12MS_HOLD_OUT, find_major_tom
 from c_diffset.files import locked
 from c_diffset.sar.gdal import open_raster
 from c_diffset.synthetic.generate import write_pairs
-from c_diffset.training.config import FinetuneConfig, parse_config
+from c_diffset.training.config import FinetuneConfig
+from c_diffset.training.parser import parse_config
 from tests.data.test_zarr_zip import make_ssl4eo, make_terramesh
 
 RNG = np.random.default_rng(0)

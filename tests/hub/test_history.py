@@ -10,8 +10,9 @@ from c_diffset.cli import main
 from c_diffset.hub.run import read_run
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.synthetic.generate import write_pairs
-from c_diffset.training.config import DataConfig, DistillConfig, FinetuneConfig, ModelConfig, SmallUNetConfig
+from c_diffset.training.config import DataConfig, FinetuneConfig, ModelConfig, SmallUNetConfig
 from c_diffset.training.distill import distill
+from c_diffset.training.distill_config import DistillConfig
 from c_diffset.training.finetune import finetune
 from c_diffset.training.history import HISTORY, read_ancestors
 from tests.helpers import fresh_accelerate, short_run

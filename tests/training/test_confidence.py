@@ -14,7 +14,6 @@ from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.synthetic.generate import write_pairs
 from c_diffset.training.config import (
     DataConfig,
-    DistillConfig,
     FinetuneConfig,
     ModelConfig,
     OptimizerConfig,
@@ -22,6 +21,7 @@ from c_diffset.training.config import (
     ValidationConfig,
 )
 from c_diffset.training.distill import distill
+from c_diffset.training.distill_config import DistillConfig
 from c_diffset.training.finetune import finetune
 from tests.helpers import fresh_accelerate, losses, short_run
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from c_diffset.training.config import DecoderConfig, DistillConfig, FinetuneConfig, parse_config
+from c_diffset.training.config import DecoderConfig, FinetuneConfig
+from c_diffset.training.distill_config import DistillConfig
+from c_diffset.training.parser import parse_config
 from c_diffset.training.run import check_same_run, save_config
 from tests.hostile import outcome
 

@@ -13,15 +13,9 @@ from c_diffset.data import teacher_results
 from c_diffset.models.critics import encoder_features
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, raw_to_variance
 from c_diffset.synthetic.generate import write_pairs
-from c_diffset.training.config import (
-    ConsistencyConfig,
-    CriticConfig,
-    DataConfig,
-    DistillConfig,
-    OptimizerConfig,
-    TimeAwareConfig,
-)
+from c_diffset.training.config import DataConfig, OptimizerConfig
 from c_diffset.training.distill import METHODS, build_student, distill, load_teacher
+from c_diffset.training.distill_config import ConsistencyConfig, CriticConfig, DistillConfig, TimeAwareConfig
 from c_diffset.training.loop import make_accelerator
 from tests.conftest import tiny_components, tiny_scheduler
 from tests.helpers import log_lines

@@ -14,15 +14,9 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
-from c_diffset.training.config import (
-    ConsistencyConfig,
-    CriticConfig,
-    DataConfig,
-    DistillConfig,
-    OptimizerConfig,
-    TimeAwareConfig,
-)
+from c_diffset.training.config import DataConfig, OptimizerConfig
 from c_diffset.training.distill import METHODS, build_student
+from c_diffset.training.distill_config import ConsistencyConfig, CriticConfig, DistillConfig, TimeAwareConfig
 from c_diffset.training.loop import make_accelerator
 from tests.conftest import tiny_scheduler
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from c_diffset.training.average import AveragedWeights
-from c_diffset.training.config import DataConfig, FinetuneConfig, ModelConfig, SmallUNetConfig, parse_config
+from c_diffset.training.config import DataConfig, FinetuneConfig, ModelConfig, SmallUNetConfig
+from c_diffset.training.parser import parse_config
 from c_diffset.training.run import RunFolder, check_same_run
 from tests.hostile import outcome
 from tests.training.test_config import BOMB, MINIMAL

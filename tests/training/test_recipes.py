@@ -5,7 +5,9 @@ import sys
 import pytest
 import yaml
 
-from c_diffset.training.config import DistillConfig, FinetuneConfig, parse_config
+from c_diffset.training.config import FinetuneConfig
+from c_diffset.training.distill_config import DistillConfig
+from c_diffset.training.parser import parse_config
 from c_diffset.training.recipes import recipes
 from tests.helpers import ROOT, succeed
 

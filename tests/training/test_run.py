@@ -21,17 +21,9 @@ from c_diffset.models.unet import small_unet
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.synthetic.generate import write_pairs
 from c_diffset.training.checkpoint import load_checkpoint, save_checkpoint
-from c_diffset.training.config import (
-    CriticConfig,
-    DataConfig,
-    DistillConfig,
-    FinetuneConfig,
-    ModelConfig,
-    SmallUNetConfig,
-    TimeAwareConfig,
-    ValidationConfig,
-)
+from c_diffset.training.config import DataConfig, FinetuneConfig, ModelConfig, SmallUNetConfig, ValidationConfig
 from c_diffset.training.distill import distill
+from c_diffset.training.distill_config import CriticConfig, DistillConfig, TimeAwareConfig
 from c_diffset.training.finetune import Finetune, build_pipeline, finetune
 from c_diffset.training.loop import make_accelerator, train
 from c_diffset.training.run import RunFolder
