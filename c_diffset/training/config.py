@@ -90,10 +90,12 @@ class DataConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW with warm-up and a cosine schedule.
+    """AdamW with warm-up and a schedule of the learning rate.
 
     Attributes:
         learning_rate: The highest learning rate, reached after the warm-up.
+        schedule: How the learning rate goes on after the warm-up: "cosine" and "linear" lead down to zero at the end of
+            the training, "constant" leaves it as it is.
         weight_decay: Strength of the decoupled weight decay.
         betas: Decay rates of the two moments.
         warmup_steps: Number of updates in which the learning rate rises from zero.
@@ -102,6 +104,7 @@ class OptimizerConfig:
     """
 
     learning_rate: float = number(3e-5, 0.0, 10.0)
+    schedule: Literal["cosine", "constant", "linear"] = "cosine"
     weight_decay: float = number(0.01, 0.0, 10.0)
     betas: tuple[float, float] = number((0.9, 0.999), 0.0, 0.9999999)
     warmup_steps: int = number(100, 0, MOST_STEPS)

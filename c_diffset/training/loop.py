@@ -28,7 +28,7 @@ from c_diffset.training.config import TRACKERS, RunConfig
 from c_diffset.training.history import write_history
 from c_diffset.training.run import RunFolder
 from c_diffset.training.stopping import Stop, Stopped
-from c_diffset.training.task import Task, cosine_lr
+from c_diffset.training.task import Task, learning_rate
 from c_diffset.training.trackers import start_trackers, track_picture
 
 
@@ -224,7 +224,7 @@ class _Training:
         """The mean of each loss since the last line, over all processes."""
         step, steps = self.progress.step, self.progress.step - self.clock_step
         values = self.progress.means()
-        values["learning_rate"] = cosine_lr(step - 1, self.config.optimizer, self.config.max_steps)
+        values["learning_rate"] = learning_rate(step - 1, self.config.optimizer, self.config.max_steps)
         values["images_per_second"] = steps * self.samples_per_step / (time.perf_counter() - self.clock)
         if self.main:
             self.run.log(step=step, **values)

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 
 import yaml
@@ -192,12 +193,15 @@ def _located(settings: dict) -> dict:
 def check_same_run(config: RunConfig, stored: Path) -> None:
     """Refuse to go on with a run under settings that would have made another run of it.
 
+    A setting that came into being after the run was started had its default.
+
     Raises:
         ValueError: a setting differs from `stored`, the `config.yaml` of the run, which the message names; or that file
             is damaged.
         FileNotFoundError: it is missing.
     """
-    now, then = (_flatten(_located(settings)) for settings in (plain_settings(config), read_yaml(stored)))
+    settings = plain_settings(config), _completed(read_yaml(stored), config)
+    now, then = (_flatten(_located(each)) for each in settings)
     for key, value in now.items():
         free = key in FREE_ON_RESUME or key.startswith("validation.")
         if not free and then.get(key) != value:
@@ -205,6 +209,20 @@ def check_same_run(config: RunConfig, stored: Path) -> None:
                 f"{key} is {value}, but the run in {stored.parent} was started with {then.get(key)}: "
                 "restore it, or choose another output_dir"
             )
+
+
+def _completed(stored: dict, config) -> dict:
+    """Stored settings of the type of `config`, with the defaults of those that they lack."""
+    complete = dict(stored)
+    for one in fields(config):
+        value, found = getattr(config, one.name), stored.get(one.name)
+        if is_dataclass(value) and isinstance(found, dict):
+            complete[one.name] = _completed(found, value)
+        elif one.name not in stored and one.default_factory is not MISSING:
+            complete[one.name] = plain_settings(one.default_factory())
+        elif one.name not in stored and one.default is not MISSING:
+            complete[one.name] = json.loads(json.dumps(one.default))
+    return complete
 
 
 def _flatten(settings: dict, prefix: str = "") -> dict:

@@ -37,12 +37,13 @@ def make_optimizer(parameters, config: OptimizerConfig) -> torch.optim.Optimizer
     return AdamW8bit(parameters, **options)
 
 
-def cosine_lr(step: int, config: OptimizerConfig, max_steps: int) -> float:
-    """Learning rate of update `step`: linear warm-up, then half a cosine down to zero."""
+def learning_rate(step: int, config: OptimizerConfig, max_steps: int) -> float:
+    """Learning rate of update `step` of `max_steps`: linear warm-up, then as the schedule says."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + cos(pi * min(1.0, progress)))
+    progress = min(1.0, (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps))
+    left = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + cos(pi * progress))}
+    return config.learning_rate * left[config.schedule]
 
 
 class Task:
@@ -118,7 +119,7 @@ class Task:
     ) -> dict[str, torch.Tensor]:
         """Clip the gradients and update the model, where gradients are synchronised; returns their norm to log."""
         for group in optimizer.param_groups:
-            group["lr"] = cosine_lr(step, config, self.config.max_steps)
+            group["lr"] = learning_rate(step, config, self.config.max_steps)
         logs = {}
         if accelerator.sync_gradients:
             logs["grad_norm"] = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)

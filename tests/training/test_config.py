@@ -10,6 +10,7 @@ from c_diffset.training.config import DecoderConfig, FinetuneConfig
 from c_diffset.training.distill_config import DistillConfig
 from c_diffset.training.parser import parse_config
 from c_diffset.training.run import check_same_run, save_config
+from c_diffset.training.task import learning_rate
 from tests.hostile import outcome
 
 ROOT = Path(__file__).parent.parent.parent
@@ -56,6 +57,7 @@ def test_resolved_settings_read_back_equal(tmp_path):
         ({"ema_decay": 1.5}, "ema_decay is 1.5"),
         ({"optimizer": {"learning_rate": float("nan")}}, "optimizer.learning_rate is nan, expected 0.0 to 10.0"),
         ({"optimizer": {"learning_rate": float("inf")}}, "optimizer.learning_rate is inf"),
+        ({"optimizer": {"schedule": "step"}}, "optimizer.schedule"),
         ({"optimizer": {"betas": [0.9, 1.0]}}, r"optimizer.betas is \(0.9, 1.0\)"),
         ({"data": {"source": "pairs", "crop_size": 0}}, "data.crop_size is 0"),
         ({"data": {"source": "pairs", "crop_size": -1}}, "data.crop_size is -1"),
@@ -84,6 +86,20 @@ def test_a_yaml_file_runs_no_code(tmp_path):
 @pytest.mark.parametrize("stage, start", [("both", 5), ("denoising", 10), ("confidence", 0)])
 def test_the_stage_says_when_confidence_starts(tmp_path, stage, start):
     assert parse(tmp_path, MINIMAL | {"max_steps": 10, "stage": stage}).confidence_start == start
+
+
+@pytest.mark.parametrize(
+    "schedule, rates",
+    [
+        ("cosine", [0.5, 1.0, 1.0, 0.75, 0.25]),
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 1.0, 2 / 3, 1 / 3]),
+    ],
+)
+def test_the_learning_rate_follows_the_schedule_after_the_warm_up(tmp_path, schedule, rates):
+    config = parse(tmp_path, MINIMAL, f"--optimizer.schedule={schedule}", "--optimizer.warmup_steps=2").optimizer
+    found = [learning_rate(step, config, 5) / config.learning_rate for step in range(5)]
+    assert found == pytest.approx(rates)
 
 
 BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}]\n" for a, b in pairwise("abcdefghijklmno"))

@@ -422,6 +422,16 @@ def test_another_teacher_does_not_go_on_with_a_run(teachers, source, tmp_path):
         distill(replace(config, teacher=changed_teacher(teachers["pixel"], tmp_path)))
 
 
+def test_student_and_critic_have_schedules_of_their_own(teachers, source, tmp_path):
+    critic = CriticConfig(0.5, optimizer=OptimizerConfig(learning_rate=1e-4, schedule="constant", warmup_steps=2))
+    optimizer = OptimizerConfig(learning_rate=1e-3, schedule="linear", warmup_steps=2)
+    config = settings(teachers["pixel"], source, tmp_path / "run", critic=critic, optimizer=optimizer)
+    task, accelerator, batch = prepared(config)
+    task.train_batch(accelerator, batch, 3)
+    rates = [each.param_groups[0]["lr"] for each in (task.optimizer, task.critic_optimizer)]
+    assert rates == pytest.approx([0.5e-3, 1e-4])
+
+
 def test_batches_hold_a_second_noise_for_each_visit(teachers, source, tmp_path):
     """The same crop comes again with the same first noise, and another second one."""
     task, accelerator, _ = prepared(settings(teachers["pixel"], source, tmp_path / "run", method="time_aware"))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from accelerate.utils import constants
 from diffusers import UNet2DModel
 from safetensors.torch import load_file
@@ -101,6 +102,19 @@ def test_a_run_is_not_continued_under_other_settings(copied):
             finetune(replace(copied, **{name: value}))
     with pytest.raises(ValueError, match="holds a run already"):
         finetune(replace(copied, resume=False))
+
+
+def test_a_run_of_a_version_without_a_setting_goes_on_with_the_default(copied, trained):
+    """As long as the setting is left at its default, which is what that version did."""
+    stored = Path(copied.output_dir, "config.yaml")
+    settings = yaml.safe_load(stored.read_text())
+    del settings["optimizer"]["schedule"], settings["validation"], settings["min_snr_gamma"]
+    stored.write_text(yaml.safe_dump(settings))
+    with pytest.raises(ValueError, match="optimizer.schedule is constant, but the run in .* was started with cosine"):
+        finetune(replace(copied, optimizer=replace(copied.optimizer, schedule="constant")))
+    stop_after(copied, 2)
+    finetune(copied)
+    assert_same(copied.output_dir, trained.output_dir)
 
 
 def test_logged_losses_are_means_whatever_else_is_due(source, tmp_path):
