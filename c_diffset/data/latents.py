@@ -18,10 +18,11 @@ from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 
 
 def fingerprint(pipe: CDiffSETPipeline, pairs, dtype: torch.dtype = torch.float32) -> str:
-    """A hash of what the latents depend on: autoencoder (if there is one), precision, transforms, and the files."""
+    """A hash of what the latents depend on: autoencoder (if any), precision, transforms, upscale, and files."""
     vae_config, weights = ({}, None) if pipe.vae is None else (pipe.vae.config, weights_sha256(pipe.vae))
     config = {key: vae_config.get(key) for key in ("scaling_factor", "shift_factor", "_class_name")}
     made_of = [config, pipe.config.sar_transform, pipe.config.eo_transform, str(dtype), weights]
+    made_of += [pipe.config.upscale] if pipe.config.upscale > 1 else []
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode())
     for row in pairs:
         for column in ("sar", "eo", "mask"):

@@ -228,6 +228,7 @@ class SceneCanvas:
         with self.team.phase():
             for tile in self.team.mine(list(self.active)):
                 latents = torch.from_numpy(self._latents(tile))[None]
+                latents = self.pipe.from_residual(latents, torch.from_numpy(np.array(self.stores["sar"][tile]))[None])
                 image = self.pipe.decode(latents.to(self.pipe.unet.device))[0].float().mul_(0.5).add_(0.5).mul_(255)
                 if not image.sum().isfinite():
                     raise ValueError("the model's image holds NaN or infinite values: try dtype float32")

@@ -47,6 +47,7 @@ DEFAULT_RANGE = {"display": [0.0, 1.0], "db": [-30.0, 0.0], "power": [-30.0, 0.0
 EO_DEFAULT_RANGE = {"display": [0.0, 1.0], "reflectance": [0.0, 3000.0]}
 FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0, "int32": 65535.0}  # PIL opens 16-bit images as 32-bit integers
 LARGEST = 1e6  # absolute value of any number in a model's settings; more is an error, or an attack on the memory
+MOST_UPSCALE = 16  # sides of the output for one of the input
 LIMITS = {"layers": 64, "block_out": LARGEST, "block": 64, "sample_size": 8192}  # of settings named so
 PIL_MODES = ("L", "RGB", "I;16", "I;16L", "I;16B", "I", "F")
 LOWEST = {"db": -90, "power": -1, "amplitude": 0}  # nothing measures so little: such values stand for missing ones
@@ -76,7 +77,8 @@ class CDiffSETPipelineOutput(BaseOutput):
         images: list of PIL images; or array B x H x W x 3 or tensor B x 3 x H x W, both in [0, 1]; or latents.
         confidence: B x H x W in (0, 1], comparable between images; None if the UNet predicts no variance.
         variance: B x h x w, predicted variance of the clean latent, in latent units squared; None likewise.
-        latents: B x C x h x w, the final latents (the EO image in [-1, 1] in pixel space), padding included.
+        latents: B x C x h x w, the final latents (the EO image in [-1, 1] in pixel space), padding included; of a model
+            of the residual, with the latents of the input added.
         expected_error: B x H x W, expected absolute error of a pixel in 8-bit levels, mean over r, g, b; None without
             a calibration for this number of steps (`c-diffset calibrate`), and of an ensemble, whose mean errs less.
         error_probability: B x H x W, that this error exceeds `config.calibration["threshold"]`; None likewise.
@@ -470,6 +472,10 @@ class CDiffSETPipeline(DiffusionPipeline):
         calibration: from variance to expected error, see `check_calibration`.
         eo_transform: which EO values black and white stand for in the images, see `check_eo_transform`; by default,
             display values of full scale.
+        upscale: sides of the output for one of the input, 1 to 16. More than 1 is super-resolution: the input, an EO
+            image of low resolution instead of a SAR image, is enlarged before it is encoded (see `enlarge`).
+        residual: whether what is diffused is the EO latents minus those of the input, which are added in the end;
+            needs an input of as many channels as the EO image.
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -497,6 +503,8 @@ class CDiffSETPipeline(DiffusionPipeline):
         prompt_embeds: dict | None = None,
         calibration: dict | None = None,
         eo_transform: dict | None = None,
+        upscale: int = 1,
+        residual: bool = False,
     ):
         super().__init__()
         if vae is not None:
@@ -505,11 +513,16 @@ class CDiffSETPipeline(DiffusionPipeline):
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
         if prompt_embeds is None and text_encoder is not None and tokenizer is not None:
             prompt_embeds = encode_prompt_embeds(text_encoder, tokenizer)
-        limits = {"default_num_inference_steps": (default_num_inference_steps, 1)}
-        limits["confidence_timestep"] = (confidence_timestep, 0)
-        for name, (value, least) in limits.items():
-            if not isinstance(value, int) or not _is_number(value, least):
-                raise ValueError(f"{name} is {brief(value)}: expected a whole number, {least} to {LARGEST:.0f}")
+        limits = {
+            "default_num_inference_steps": (default_num_inference_steps, 1, LARGEST),
+            "confidence_timestep": (confidence_timestep, 0, LARGEST),
+            "upscale": (upscale, 1, MOST_UPSCALE),
+        }
+        for name, (value, least, most) in limits.items():
+            if not isinstance(value, int) or not _is_number(value, least) or value > most:
+                raise ValueError(f"{name} is {brief(value)}: expected a whole number, {least} to {most:.0f}")
+        if not isinstance(residual, bool):
+            raise ValueError(f"residual is {brief(residual)}: expected true or false")
         self._prompt = None if prompt_embeds is None else decode_prompt_embeds(prompt_embeds)
         self.register_to_config(
             sar_transform=check_sar_transform(SAR_DISPLAY if sar_transform is None else sar_transform),
@@ -519,6 +532,8 @@ class CDiffSETPipeline(DiffusionPipeline):
             prompt_embeds=prompt_embeds,
             calibration=None if calibration is None else check_calibration(calibration),
             eo_transform=check_eo_transform(EO_DISPLAY if eo_transform is None else eo_transform),
+            upscale=upscale,
+            residual=residual,
         )
 
     def register_modules(self, **modules) -> None:
@@ -540,7 +555,7 @@ class CDiffSETPipeline(DiffusionPipeline):
 
     @property
     def trained_size(self) -> int | None:
-        """Side in pixels of the images that the model was trained on; None where the UNet does not say."""
+        """Side in pixels of the EO images that the model was trained on; None where the UNet does not say."""
         latent = self.unet.config.sample_size
         return latent * self.vae_scale_factor if isinstance(latent, int) else None
 
@@ -553,6 +568,20 @@ class CDiffSETPipeline(DiffusionPipeline):
     def predicts_variance(self) -> bool:
         """Whether the UNet has the extra channel that confidence comes from."""
         return self.unet.config.out_channels == self.eo_channels + 1
+
+    def enlarge(self, images: torch.Tensor) -> torch.Tensor:
+        """Images B x C x H x W in [-1, 1] to `upscale` times the sides, bicubic, clamped; of an upscale of 1, as is."""
+        if self.config.upscale == 1:
+            return images
+        return F.interpolate(images, scale_factor=self.config.upscale, mode="bicubic").clamp(-1, 1)
+
+    def to_residual(self, latents: torch.Tensor, sar_latents: torch.Tensor) -> torch.Tensor:
+        """EO latents B x C x h x w to what is diffused: themselves, or their difference to those of the input."""
+        return latents - sar_latents if self.config.residual else latents
+
+    def from_residual(self, state: torch.Tensor, sar_latents: torch.Tensor) -> torch.Tensor:
+        """The inverse of `to_residual`."""
+        return state + sar_latents if self.config.residual else state
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
@@ -595,8 +624,9 @@ class CDiffSETPipeline(DiffusionPipeline):
         found, expected = self.scheduler.config.prediction_type, self.config.prediction_type
         if found != expected:
             raise ValueError(f"the scheduler's prediction_type is {found}, but this model was trained for {expected}")
-        if self.vae is not None and getattr(self.scheduler.config, "clip_sample", False):
-            raise ValueError("the scheduler has clip_sample=True, which cuts off latents: set it to False")
+        if getattr(self.scheduler.config, "clip_sample", False) and (self.vae is not None or self.config.residual):
+            what = "residuals" if self.config.residual else "latents"
+            raise ValueError(f"the scheduler has clip_sample=True, which cuts off {what}: set it to False")
         if expected == "epsilon" and getattr(self.scheduler.config, "rescale_betas_zero_snr", False):
             raise ValueError(
                 "the scheduler has rescale_betas_zero_snr=True: no image follows from epsilon at pure noise"
@@ -625,6 +655,9 @@ class CDiffSETPipeline(DiffusionPipeline):
         elif channels != self.vae.config.in_channels:
             expected = self.vae.config.in_channels
             raise ValueError(f"sar_transform['channels'] has {channels} entries, but the autoencoder reads {expected}")
+        if self.config.residual and sar_channels != self.eo_channels:
+            found = f"the input has {sar_channels} channels and the EO image {self.eo_channels}"
+            raise ValueError(f"residual is True, but {found}: expected as many, or residual False")
         found, expected = self.unet.config.in_channels, sar_channels + self.eo_channels
         if found != expected:
             raise ValueError(f"the UNet reads {found} channels, expected {expected} ({sar_channels} of them SAR)")
@@ -686,7 +719,7 @@ class CDiffSETPipeline(DiffusionPipeline):
         return_dict: bool = True,
         ensemble_size: int = 1,
     ) -> CDiffSETPipelineOutput | tuple:
-        """Translate one SAR image, or a batch of one size.
+        """Translate one SAR image, or a batch of one size; the EO images have `config.upscale` times its sides.
 
         Args:
             sar: PIL image, array or tensor, or a list; display values or backscatter as `config.sar_transform` says.
@@ -694,7 +727,7 @@ class CDiffSETPipeline(DiffusionPipeline):
                 than `trained_size` is a case for `c_diffset.translate_windows`, which goes by tiles.
             num_inference_steps: `config.default_num_inference_steps` when None.
             generator: for reproducible noise; one for the batch, or a list with one for each image.
-            latents: the starting noise, B x C x h x w of the padded size, instead of drawing it.
+            latents: the starting noise, B x C x h x w of the enlarged and padded size, instead of drawing it.
             output_type: "pil", "np", "pt" or "latent".
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)`; may return {"latents": changed}.
             return_dict: False gives the tuple (images, confidence, variance, latents).
@@ -709,7 +742,7 @@ class CDiffSETPipeline(DiffusionPipeline):
         if ensemble_size < 1 or (ensemble_size > 1 and (latents is not None or output_type == "latent")):
             raise ValueError(f"ensemble_size is {ensemble_size}: expected 1, or more without `latents` and 'latent'")
 
-        sar = self.prepare_sar(sar)
+        sar = self.enlarge(self.prepare_sar(sar))
         height, width = sar.shape[-2:]
         sar_latents = self.encode(self.pad(sar)).float()
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
@@ -733,8 +766,10 @@ class CDiffSETPipeline(DiffusionPipeline):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """One sample: the final latents B x C x h x w, and the variance B x h x w where the UNet predicts one.
 
+        The callback of a model of the residual sees the residual; what is returned has `sar_latents` added.
+
         Args:
-            sar_latents: B x c x h x w, what `encode` makes of the SAR images; padded to the model's multiple.
+            sar_latents: B x c x h x w, what `encode` makes of the enlarged SAR images, padded to the model's multiple.
             steps: number of inference steps.
             generator: source of the noise; one for the batch, or a list with one for each image.
             latents: the starting noise, B x C x h x w, instead of drawing it.
@@ -760,7 +795,7 @@ class CDiffSETPipeline(DiffusionPipeline):
                     tensors = {"latents": state} if tensor_inputs else {}
                     state = (callback(self, i, t, tensors) or {}).get("latents", state)
                 progress_bar.update()
-        return state, variance
+        return self.from_residual(state, sar_latents), variance
 
     def postprocess(
         self,

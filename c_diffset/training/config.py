@@ -40,6 +40,10 @@ class ModelConfig:
         lora_rank: Rank of the LoRA that is trained instead of all weights; 0 trains all weights.
         sar_transform: Units, range and channels of the SAR input (see `sar_to_tensor`); with a pipeline of this project
             as base, the base decides.
+        upscale: Sides of the EO image for one of the input; more than 1 is super-resolution, whose input is an EO image
+            of low resolution. With a pipeline of this project as base, the base decides.
+        residual: Whether the difference between the EO image and the input is diffused, in latent or pixel space,
+            instead of the EO image. With a pipeline of this project as base, the base decides.
         eo_transform: Units (display or reflectance), range and gamma of the EO images (see `check_eo_transform`), such
             as {units: reflectance, range: [0, 3000]}; null takes what the data say, else that of the base.
         default_num_inference_steps: Number of sampling steps that the pipeline takes unless told otherwise.
@@ -54,6 +58,8 @@ class ModelConfig:
     zero_terminal_snr: bool = False
     lora_rank: int = number(0, 0, 8192)
     sar_transform: dict | None = None
+    upscale: int = number(1, 1, 16)
+    residual: bool = False
     eo_transform: dict | None = None
     default_num_inference_steps: int = number(50, 1, 10_000)
 

@@ -99,6 +99,8 @@ def check_student(student: CDiffSETPipeline, teacher: CDiffSETPipeline, config: 
         "prediction_type": [pipe.config.prediction_type for pipe in (student, teacher)],
         "sar_transform": [pipe.config.sar_transform for pipe in (student, teacher)],
         "eo_transform": [pipe.config.eo_transform for pipe in (student, teacher)],
+        "upscale": [pipe.config.upscale for pipe in (student, teacher)],
+        "residual": [pipe.config.residual for pipe in (student, teacher)],
     }
     for name, (found, expected) in both.items():
         if found != expected:

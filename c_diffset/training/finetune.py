@@ -38,6 +38,7 @@ def build_pipeline(config: ModelConfig) -> CDiffSETPipeline:
         where = dict(revision=config.revision, text_encoder=None, tokenizer=None)  # the prompt's embedding is stored
         with no_loading_bar():
             pipe = CDiffSETPipeline.from_pretrained(config.base, **where)
+        _check_base(config, pipe)
         if not pipe.predicts_variance:
             add_variance_channel(pipe.unet)
         if config.eo_transform is not None:
@@ -48,6 +49,14 @@ def build_pipeline(config: ModelConfig) -> CDiffSETPipeline:
             f"base {config.base} is a {index.get('_class_name')}: expected Stable Diffusion or CDiffSETPipeline"
         )
     return _from_stable_diffusion(config)
+
+
+def _check_base(config: ModelConfig, pipe: CDiffSETPipeline) -> None:
+    """Refuse settings that only a new model can have, where they are not those of the base."""
+    for name, unset in (("upscale", 1), ("residual", False)):
+        wanted, found = getattr(config, name), pipe.config[name]
+        if wanted not in (unset, found):
+            raise ValueError(f"model.{name} is {wanted}, but that of the base {config.base} is {found}: leave it out")
 
 
 def _from_stable_diffusion(config: ModelConfig) -> CDiffSETPipeline:
@@ -75,6 +84,8 @@ def _from_stable_diffusion(config: ModelConfig) -> CDiffSETPipeline:
         prompt_embeds=encode_prompt_embeds(text_encoder, tokenizer),
         sar_transform=config.sar_transform,
         eo_transform=config.eo_transform,
+        upscale=config.upscale,
+        residual=config.residual,
         default_num_inference_steps=config.default_num_inference_steps,
     )
 
@@ -91,13 +102,14 @@ def _from_scratch(config: ModelConfig) -> CDiffSETPipeline:
         prediction_type=config.prediction_type,
         rescale_betas_zero_snr=config.zero_terminal_snr,
         timestep_spacing="trailing",
-        clip_sample=vae is None,
+        clip_sample=vae is None and not config.residual,
         set_alpha_to_one=True,
     )
     unet = small_unet(sar_channels, eo_channels, **vars(config.unet))
     steps = config.default_num_inference_steps
-    transforms = dict(sar_transform=transform, eo_transform=config.eo_transform)
-    return CDiffSETPipeline(unet, scheduler, vae, **transforms, default_num_inference_steps=steps)
+    settings = dict(sar_transform=transform, eo_transform=config.eo_transform)
+    settings |= dict(upscale=config.upscale, residual=config.residual, default_num_inference_steps=steps)
+    return CDiffSETPipeline(unet, scheduler, vae, **settings)
 
 
 class Finetune(PairsTask):

@@ -198,10 +198,11 @@ class PairsTask(Task):
         return self.batches(self.samples(accelerator), accelerator, start)
 
     def latents(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        """SAR and EO of a batch in latent space (B x C x h x w), as they are in pixel space."""
-        if self.config.data.latent_cache:
-            return batch["sar"], batch["eo"]
-        return tuple(self.pipe.encode(batch[name]).to(batch["noise"].dtype) for name in ("sar", "eo"))
+        """SAR of a batch, and what is diffused (see `to_residual`), in latent (B x C x h x w) or pixel space."""
+        sar, eo = batch["sar"], batch["eo"]
+        if not self.config.data.latent_cache:
+            sar, eo = (self.pipe.encode(images).to(batch["noise"].dtype) for images in (sar, eo))
+        return sar, self.pipe.to_residual(eo, sar)
 
     def call(
         self, unet: nn.Module, sar: torch.Tensor, noisy: torch.Tensor, timestep: torch.Tensor

@@ -38,7 +38,9 @@ class TimeAwareDistill(Distill):
             rows = [samples[shuffled_row(samples.seed, crop, len(samples)), crop] for crop in crops]
             batch = {name: value.to(accelerator.device) for name, value in default_collate(rows).items()}
             with accelerator.autocast():
-                return teacher.denoise(self.latents(batch)[0], self.teacher_steps, latents=batch["noise"])[0]
+                sar = self.latents(batch)[0]
+                result = teacher.denoise(sar, self.teacher_steps, latents=batch["noise"])[0]
+                return self.pipe.to_residual(result, sar)
 
         place = (accelerator.process_index, accelerator.num_processes)
         build_results(folder, settings.num_results, translate, self.config.batch_size, *place)

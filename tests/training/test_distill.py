@@ -441,3 +441,16 @@ def test_batches_hold_a_second_noise_for_each_visit(teachers, source, tmp_path):
         assert torch.equal(first[key], again[key])
     assert not torch.equal(first["noise_2"], again["noise_2"])
     assert default_collate([first, again])["noise_2"].shape == (2, 3, 16, 16)
+
+
+def test_the_teachers_results_of_a_residual_are_residuals(teachers, source, tmp_path):
+    """What the student is regressed to is what it predicts: the teacher's image without the input."""
+    teacher = CDiffSETPipeline.from_pretrained(teachers["pixel"])
+    teacher.register_to_config(residual=True)
+    teacher.save_pretrained(tmp_path / "teacher")
+    config = settings(str(tmp_path / "teacher"), source, tmp_path / "run", method="time_aware")
+    task, _, batch = prepared(config)
+    sar, eo = task.latents(batch)
+    image = task.teacher_pipe.denoise(sar, 2, latents=batch["noise"])[0]
+    torch.testing.assert_close(batch["result"], image - sar, rtol=0, atol=1e-2)
+    assert torch.equal(eo, batch["eo"] - sar)

@@ -182,3 +182,24 @@ def test_8bit_adam_says_what_it_needs():
     except ImportError:
         with pytest.raises(ImportError, match="pip install bitsandbytes"):
             make_optimizer([torch.nn.Parameter(torch.zeros(1))], OptimizerConfig(use_8bit_adam=True))
+
+
+def test_a_model_of_the_residual_is_trained_on_the_difference_to_its_input(source, tmp_path):
+    """In both methods that read pairs; a base decides for those that start from it."""
+    model = ModelConfig(
+        unet=SmallUNetConfig(block_out_channels=[8, 32], layers_per_block=1),
+        prediction_type="sample",
+        sar_transform=SAR | {"channels": [0, 0, 0]},
+        residual=True,
+    )
+    config = settings(source, tmp_path / "run", model=model, stage="denoising")
+    accelerator = make_accelerator(config)
+    task = Finetune(config, build_pipeline(model))
+    task.prepare(accelerator)
+    batch = next(iter(task.loader(accelerator, 0)))
+    sar, target = task.latents(batch)
+    assert torch.equal(sar, batch["sar"]) and torch.equal(target, batch["eo"] - batch["sar"])
+    task.pipe.save_pretrained(tmp_path / "base")
+    assert build_pipeline(ModelConfig(base=str(tmp_path / "base"))).config.residual
+    with pytest.raises(ValueError, match="model.upscale is 4, but that of the base .* is 1: leave it out"):
+        build_pipeline(ModelConfig(base=str(tmp_path / "base"), upscale=4))
