@@ -87,8 +87,8 @@ class TrainingPairs(Dataset):
     """Training samples from a map-style data set of pairs; indexed by (row, sample number).
 
     A sample holds `sar` and `eo` (C x size x size in [-1, 1]), perhaps `mask` (1 x h x w, on the latent grid), `noise`
-    (C x h x w, unit Gaussian), `timestep` in [0, num_train_timesteps) and `number`; with `second_noise` also
-    `noise_2` and `timestep_2`.
+    (C x h x w, unit Gaussian), `timestep` in [0, num_train_timesteps) and `number`; and for each number n in
+    `more_noise` also `noise_n` and `timestep_n`.
     """
 
     def __init__(
@@ -102,14 +102,14 @@ class TrainingPairs(Dataset):
         noise_channels: int = 3,
         factor: int = 1,
         num_train_timesteps: int = 1000,
-        second_noise: bool = False,
+        more_noise: tuple[int, ...] = (),
     ):
         if crop_size % factor:
             raise ValueError(f"data.crop_size is {crop_size}, expected a multiple of {factor} for this autoencoder")
         self.pairs, self.sar_transform, self.eo_transform = pairs, sar_transform, eo_transform
         self.crop_size, self.seed, self.augment = crop_size, seed, augment
         self.noise_channels, self.factor = noise_channels, factor
-        self.num_train_timesteps, self.second_noise = num_train_timesteps, second_noise
+        self.num_train_timesteps, self.more_noise = num_train_timesteps, more_noise
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -131,15 +131,17 @@ class TrainingPairs(Dataset):
         return tensors | self.noise(rng, number)
 
     def noise(self, rng: np.random.Generator, number: int) -> dict:
-        """The noise and the time of training sample `number`."""
+        """All noises and times of training sample `number`."""
         noise, timestep = self._draw(rng)
         drawn = {"noise": noise, "timestep": timestep, "number": number}
-        return drawn | self.noise_2(number) if self.second_noise else drawn
+        return drawn | self.further_noise(number, self.more_noise)
 
-    def noise_2(self, number: int) -> dict:
-        """The second noise and time of training sample `number`."""
-        noise, timestep = self._draw(np.random.default_rng([self.seed, number, 2]))
-        return {"noise_2": noise, "timestep_2": timestep}
+    def further_noise(self, number: int, which: tuple[int, ...]) -> dict:
+        """`noise_n` and `timestep_n` of training sample `number` for each n, which is 2 or more; all independent."""
+        drawn = {}
+        for n in which:
+            drawn[f"noise_{n}"], drawn[f"timestep_{n}"] = self._draw(np.random.default_rng([self.seed, number, n]))
+        return drawn
 
     def _draw(self, rng: np.random.Generator) -> tuple[torch.Tensor, int]:
         side = self.crop_size // self.factor

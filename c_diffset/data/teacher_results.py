@@ -68,12 +68,12 @@ def _chunk_file(folder: Path, chunk: int) -> Path:
 class ResultSamples(Dataset):
     """Training samples with the teacher's result: `count` fixed crops, each with its starting noise.
 
-    A sample is what `TrainingPairs` gives for its number, with `result` (C x h x w) beside it. The second noise and
-    time change from one visit of a crop to the next.
+    A sample is what `TrainingPairs` gives for its number, with `result` (C x h x w) beside it. The further
+    noises and times (`more_noise`, as there) change from one visit of a crop to the next.
     """
 
-    def __init__(self, samples: TrainingPairs, folder: str | Path, count: int):
-        self.samples, self.folder, self.count = samples, Path(folder), count
+    def __init__(self, samples: TrainingPairs, folder: str | Path, count: int, more_noise: tuple[int, ...] = ()):
+        self.samples, self.folder, self.count, self.more_noise = samples, Path(folder), count, more_noise
         self.pairs, self.seed = range(count), samples.seed
 
     def __len__(self) -> int:
@@ -87,4 +87,4 @@ class ResultSamples(Dataset):
         except (ValueError, EOFError, IndexError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}): remove it, and it is computed again") from None
         sample = self.samples[shuffled_row(self.seed, crop, len(self.samples)), crop]
-        return sample | self.samples.noise_2(number) | {"result": result}
+        return sample | self.samples.further_noise(number, self.more_noise) | {"result": result}

@@ -81,13 +81,15 @@ def build_student(config: DistillConfig, teacher: CDiffSETPipeline) -> CDiffSETP
 
 def check_times(config: DistillConfig, num_train_timesteps: int) -> None:
     """Refuse times that the teacher does not have."""
-    grid, highest = config.consistency.grid, max(config.time_aware.noise_timesteps)
-    if config.method == "consistency" and grid > num_train_timesteps:
-        raise ValueError(f"consistency.grid is {grid}, but the teacher has {num_train_timesteps} times")
-    if config.method == "time_aware" and highest >= num_train_timesteps:
-        raise ValueError(
-            f"time_aware.noise_timesteps goes up to {highest}, but the teacher's times to {num_train_timesteps - 1}"
-        )
+    grid, last = config.consistency.grid, num_train_timesteps - 1
+    if config.method == "consistency":
+        if grid > num_train_timesteps:
+            raise ValueError(f"consistency.grid is {grid}, but the teacher has {num_train_timesteps} times")
+        return
+    for name in ("score_timesteps", "critic_timesteps"):
+        highest = max(getattr(config.time_aware, name))
+        if highest > last:
+            raise ValueError(f"time_aware.{name} goes up to {highest}, but the teacher's times to {last}")
 
 
 def check_student(student: CDiffSETPipeline, teacher: CDiffSETPipeline, config: DistillConfig) -> None:

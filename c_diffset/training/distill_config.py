@@ -15,11 +15,14 @@ class ConsistencyConfig:
         grid: Number of times of the teacher's DDIM solver.
         target_decay: Decay of the target, the average of the student that the student is compared with.
         huber_c: Width of the pseudo-Huber loss.
+        input_perturbation: Strength of a second noise that is added to the noise of the images (Ning et al., 2023); 0
+            adds none.
     """
 
     grid: int = number(50, 1, 10_000)
     target_decay: float = number(0.95, 0.0, 1.0)
     huber_c: float = number(1e-3, 1e-9, 1e3)
+    input_perturbation: float = number(0.0, 0.0, 1e3)
 
 
 @dataclass
@@ -31,16 +34,20 @@ class TimeAwareConfig:
         results: Folder of the teacher's results, computed once; needed where the student is regressed to them.
         num_results: Number of training samples that the teacher translates.
         teacher_steps: Number of the teacher's sampling steps; null takes the teacher's default.
+        regression_weight: Weight of that regression.
         score_weight: Weight of the high-frequency score distillation; 0 leaves it out.
-        noise_timesteps: Lowest and highest time that score distillation and the critic noise images to.
+        score_timesteps: Lowest and highest time that score distillation noises images to.
+        critic_timesteps: Lowest and highest time that images are noised to for the critic.
     """
 
     regression: Literal["teacher", "data"] = "teacher"
     results: str | None = None
     num_results: int = number(4096, 1, 100_000_000)
     teacher_steps: int | None = number(None, 1, 10_000)
+    regression_weight: float = number(1.0, 0.0, MOST_WEIGHT)
     score_weight: float = number(1.0, 0.0, MOST_WEIGHT)
-    noise_timesteps: tuple[int, int] = number((20, 400), 0, 1_000_000)
+    score_timesteps: tuple[int, int] = number((20, 400), 0, 1_000_000)
+    critic_timesteps: tuple[int, int] = number((20, 400), 0, 1_000_000)
 
 
 @dataclass
@@ -51,12 +58,15 @@ class CriticConfig:
         weight: Weight of the student's adversarial loss; 0 trains no critic.
         loss: Form of the adversarial loss: "softplus", "hinge" or "wasserstein".
         real: What counts as real for the consistency critic: the "target"'s prediction, or the "data".
+        head: What turns the features of the teacher's UNet into a verdict: the "light" head, or the far larger one that
+            was "published" with the method.
         optimizer: Settings of the critic's optimiser.
     """
 
     weight: float = number(0.0, 0.0, MOST_WEIGHT)
     loss: Literal["softplus", "hinge", "wasserstein"] = "softplus"
     real: Literal["target", "data"] = "target"
+    head: Literal["light", "published"] = "light"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
@@ -100,9 +110,10 @@ class DistillConfig(RunConfig):
                 raise ValueError("time_aware.results is not set: name the folder for the teacher's results")
             if self.data.streaming:
                 raise ValueError("time_aware.regression teacher and data.streaming exclude each other: use data")
-        low, high = self.time_aware.noise_timesteps
-        if low > high:
-            raise ValueError(f"time_aware.noise_timesteps is {low}, {high}: expected the lowest first")
+        for name in ("score_timesteps", "critic_timesteps"):
+            low, high = getattr(self.time_aware, name)
+            if low > high:
+                raise ValueError(f"time_aware.{name} is {low}, {high}: expected the lowest first")
 
     @property
     def steps(self) -> int:

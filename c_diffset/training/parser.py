@@ -10,6 +10,9 @@ from c_diffset.arguments import ArgumentParser
 from c_diffset.files import check_yaml
 from c_diffset.training.recipes import ConfigAction, recipes
 
+# settings that have become others
+REPLACED = {"noise_timesteps": "time_aware.score_timesteps and time_aware.critic_timesteps"}
+
 any_yaml = get_loader("yaml")
 
 
@@ -46,4 +49,6 @@ def parse_config(config_class: type, description: str, args: list[str] | None = 
         settings.pop("config", None)
         return config_class(**vars(settings))
     except (ArgumentError, ValueError, TypeError) as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        text = " ".join(str(error).split())
+        hints = [f" ({old} is no longer a setting: give {new})" for old, new in REPLACED.items() if old in text]
+        raise ValueError(text + "".join(hints)) from None

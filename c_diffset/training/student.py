@@ -55,7 +55,7 @@ class Distill(PairsTask):
             self.teacher.to(memory_format=torch.channels_last)
         self.critic = None
         if config.critic.weight:
-            self.critic = self.critic_class(self.teacher)
+            self.critic = self.critic_class(self.teacher, config.critic.head)
             self.critic_optimizer = make_optimizer(self.critic.parameters(), config.critic.optimizer)
 
     def prepare(self, accelerator: Accelerator) -> None:
@@ -76,6 +76,7 @@ class Distill(PairsTask):
         weights = {
             "confidence": self.config.confidence_weight,
             "adversarial": self.config.critic.weight,
+            "regression": self.config.time_aware.regression_weight,
             "score": self.config.time_aware.score_weight,
         }
         models = [self.wrapped] if self.critic is None else [self.wrapped, self.wrapped_critic]

@@ -7,7 +7,7 @@ from torch.utils.data import default_collate
 from c_diffset.data.batches import TrainingPairs, shuffled_row
 from c_diffset.data.latents import fingerprint
 from c_diffset.data.teacher_results import ResultSamples, build_results, open_results
-from c_diffset.models.critics import TimeAwareCritic, encoder_features, encoder_half
+from c_diffset.models.critics import TimeAwareCritic, encoder_half
 from c_diffset.objectives.denoising import add_noise, clean_and_noise, denoising_loss
 from c_diffset.objectives.time_aware import score_distillation_loss
 from c_diffset.training.pairs import training_pairs
@@ -21,10 +21,14 @@ class TimeAwareDistill(Distill):
     critic_class = TimeAwareCritic
 
     def samples(self, accelerator: Accelerator) -> TrainingPairs | ResultSamples:
-        """Training samples with a second noise and, where the student is regressed to it, the teacher's result."""
+        """Training samples with more noise and, where the student is regressed to it, the teacher's result.
+
+        The second noise and time are for score distillation, the third for the critic.
+        """
+        more_noise = (2,) * bool(self.config.time_aware.score_weight) + (3,) * (self.critic is not None)
         if not self.config.needs_results:
             samples = super().samples(accelerator)
-            samples.second_noise = True
+            samples.more_noise = more_noise
             return samples
         settings = self.config.time_aware
         with accelerator.main_process_first():
@@ -45,7 +49,7 @@ class TimeAwareDistill(Distill):
         place = (accelerator.process_index, accelerator.num_processes)
         build_results(folder, settings.num_results, translate, self.config.batch_size, *place)
         accelerator.wait_for_everyone()
-        return ResultSamples(samples, folder, settings.num_results)
+        return ResultSamples(samples, folder, settings.num_results, more_noise)
 
     @property
     def teacher_steps(self) -> int:
@@ -72,34 +76,42 @@ class TimeAwareDistill(Distill):
         clean, variance = self.student_prediction(sar, batch["noise"], last)
         losses = {"regression": denoising_loss(clean, result, mask)}
         losses |= self.confidence_loss(clean, eo, variance, mask)
-        if not self.config.time_aware.score_weight and self.critic is None:
-            return losses
-
-        # the teacher's one pass over the student's image serves the score and the critic
-        low, high = self.config.time_aware.noise_timesteps
-        tau = low + batch["timestep_2"] * (high - low + 1) // len(self.abar)
-        leaf = clean.detach().requires_grad_(self.critic is not None)
-        image = add_noise(keep_valid(leaf, eo, mask), batch["noise_2"], self.abar[tau])
-        with accelerator.autocast(), encoder_features(self.teacher) as fake:
-            student_noise = self.teacher_noise(sar, image, tau)
+        image = keep_valid(clean.detach(), eo, mask)
         if self.config.time_aware.score_weight:
+            noise, tau = batch["noise_2"], self.time_within(batch["timestep_2"], "score_timesteps")
             with torch.no_grad(), accelerator.autocast():
-                result = add_noise(keep_valid(result, eo, mask), batch["noise_2"], self.abar[tau])
-                teacher_noise = self.teacher_noise(sar, result, tau)
-            losses["score"] = score_distillation_loss(student_noise, teacher_noise, clean, mask)
+                noises = [
+                    self.teacher_noise(sar, add_noise(other, noise, self.abar[tau]), tau)
+                    for other in (image, keep_valid(result, eo, mask))
+                ]
+            losses["score"] = score_distillation_loss(*noises, clean, mask)
         if self.critic is not None:
-            with torch.no_grad(), accelerator.autocast(), encoder_features(self.teacher) as real:
-                image = add_noise(eo, batch["noise_2"], self.abar[tau])
-                self.call(encoder_half(self.teacher), sar, image, tau)
-            cut = [features.detach().requires_grad_() for features in fake]
-            logits = self.wrapped_critic([torch.cat(pair) for pair in zip(real, cut, strict=True)]).chunk(2)
-
-            def gradient_of(loss: torch.Tensor) -> torch.Tensor:
-                gradients = torch.autograd.grad(loss, cut[:-1], retain_graph=True)
-                return torch.autograd.grad(fake[:-1], leaf, gradients)[0]
-
-            losses |= self.adversarial_losses(accelerator, clean, *logits, gradient_of)
+            losses |= self.critic_losses(accelerator, sar, eo, clean, batch)
         return losses
+
+    def critic_losses(self, accelerator, sar, eo, clean, batch: dict) -> dict[str, torch.Tensor]:
+        """The adversarial losses: the critic reads the teacher's features of true and student's images, both noised."""
+        noise, tau = batch["noise_3"], self.time_within(batch["timestep_3"], "critic_timesteps")
+        leaf = clean.detach().requires_grad_()
+        features = []
+        for image in (eo, keep_valid(leaf, eo, batch.get("mask"))):
+            with accelerator.autocast(), self.critic.features(self.teacher) as found:
+                self.call(encoder_half(self.teacher), sar, add_noise(image, noise, self.abar[tau]), tau)
+            features.append(found)
+        real, fake = features
+        cut = [level.detach().requires_grad_() for level in fake]
+        logits = self.wrapped_critic([torch.cat(pair) for pair in zip(real, cut, strict=True)]).chunk(2)
+
+        def gradient_of(loss: torch.Tensor) -> torch.Tensor:
+            gradients = torch.autograd.grad(loss, cut[:-1], retain_graph=True)
+            return torch.autograd.grad(fake[:-1], leaf, gradients)[0]
+
+        return self.adversarial_losses(accelerator, clean, *logits, gradient_of)
+
+    def time_within(self, timestep: torch.Tensor, name: str) -> torch.Tensor:
+        """Times drawn from all times, as times drawn from the range `name` of the settings."""
+        low, high = getattr(self.config.time_aware, name)
+        return low + timestep * (high - low + 1) // len(self.abar)
 
     def teacher_noise(self, sar, noisy, timestep) -> torch.Tensor:
         """The noise that the teacher sees in an image."""

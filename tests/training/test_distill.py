@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -10,13 +11,13 @@ from diffusers import DDIMScheduler, LCMScheduler
 from torch.utils.data import default_collate
 
 from c_diffset.data import teacher_results
-from c_diffset.models.critics import encoder_features
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, raw_to_variance
 from c_diffset.synthetic.generate import write_pairs
 from c_diffset.training.config import DataConfig, OptimizerConfig
 from c_diffset.training.distill import METHODS, build_student, distill, load_teacher
 from c_diffset.training.distill_config import ConsistencyConfig, CriticConfig, DistillConfig, TimeAwareConfig
 from c_diffset.training.loop import make_accelerator
+from c_diffset.training.parser import parse_config
 from tests.conftest import tiny_components, tiny_scheduler
 from tests.helpers import log_lines
 
@@ -152,11 +153,11 @@ def plain_gradients(task, accelerator, batch) -> tuple[dict, dict]:
         critic = torch.nn.functional.softplus(-real).mean() + torch.nn.functional.softplus(fake).mean()
     else:
         _, clean, _ = consistency(task.pipe, sar, batch["noise"], torch.tensor([999, 999]))
-        tau = 20 + batch["timestep_2"] * 381 // 1000
+        tau = 20 + batch["timestep_3"] * 381 // 1000
         logits = []
         for image in (eo, clean):
-            with encoder_features(task.teacher) as features:
-                task.call(task.teacher, sar, noisy_at(image, batch["noise_2"], tau), tau)
+            with task.critic.features(task.teacher) as features:
+                task.call(task.teacher, sar, noisy_at(image, batch["noise_3"], tau), tau)
             logits.append(task.critic(features))
         student = -logits[1].mean()
         critic = torch.relu(1 - logits[0]).mean() + torch.relu(1 + logits[1]).mean()
@@ -168,13 +169,18 @@ def plain_gradients(task, accelerator, batch) -> tuple[dict, dict]:
     return tuple(gradients)
 
 
+@pytest.mark.parametrize("head", ["light", "published"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("space", SPACES)
-def test_one_pass_of_the_critic_gives_the_gradients_of_two(method, space, teachers, source, tmp_path):
-    critic = CriticConfig(1.0, "softplus" if method == "consistency" else "hinge", real="data")
+def test_one_pass_of_the_critic_gives_the_gradients_of_two(method, space, head, teachers, source, tmp_path):
+    critic = CriticConfig(1.0, "softplus" if method == "consistency" else "hinge", real="data", head=head)
     time_aware = TimeAwareConfig(regression="data")
     config = settings(teachers[space], source, tmp_path / "run", method=method, critic=critic, time_aware=time_aware)
     task, accelerator, batch = prepared(config)
+    with torch.no_grad():
+        for parameter in task.critic.parameters():  # a published level starts with a convolution of zeros
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.manual_seed(0)))
+    task.critic.eval()  # the power iteration of the spectral norm would go on at every pass
     expected = plain_gradients(task, accelerator, batch)
     for name, model, other, gradients in (
         ("adversarial", task.model, task.critic, expected[0]),
@@ -406,8 +412,8 @@ def test_settings_that_do_not_fit(teachers, source, tmp_path):
         ({"consistency": ConsistencyConfig(grid=3)}, r"default_num_inference_steps is 4, expected 1 to 3"),
         ({"consistency": ConsistencyConfig(grid=1001)}, "consistency.grid is 1001, but the teacher has 1000 times"),
         ({"method": "time_aware", "time_aware": TimeAwareConfig()}, "time_aware.results is not set"),
-        ({"time_aware": TimeAwareConfig(noise_timesteps=(5, 1))}, "noise_timesteps is 5, 1"),
-        ({"time_aware": TimeAwareConfig("data", noise_timesteps=(5, 1000)), "method": "time_aware"}, "up to 1000"),
+        ({"time_aware": TimeAwareConfig(score_timesteps=(5, 1))}, "score_timesteps is 5, 1"),
+        ({"time_aware": TimeAwareConfig("data", critic_timesteps=(5, 1000)), "method": "time_aware"}, "up to 1000"),
         ({"lora_rank": 2}, "lora_rank"),  # a UNet2DModel takes no adapter
     ):
         with pytest.raises(ValueError, match=message):
@@ -432,15 +438,71 @@ def test_student_and_critic_have_schedules_of_their_own(teachers, source, tmp_pa
     assert rates == pytest.approx([0.5e-3, 1e-4])
 
 
-def test_batches_hold_a_second_noise_for_each_visit(teachers, source, tmp_path):
-    """The same crop comes again with the same first noise, and another second one."""
-    task, accelerator, _ = prepared(settings(teachers["pixel"], source, tmp_path / "run", method="time_aware"))
+def test_score_and_critic_have_noises_and_times_of_their_own(teachers, source, tmp_path):
+    """The same crop comes again with the same first noise; the second and the third are others each time."""
+    config = settings(teachers["pixel"], source, tmp_path / "run", **with_critic("time_aware"))
+    task, accelerator, _ = prepared(config)
     samples = task.samples(accelerator)
     first, again = samples[2, 2], samples[2, 7]
     for key in ("sar", "eo", "noise", "result"):
         assert torch.equal(first[key], again[key])
-    assert not torch.equal(first["noise_2"], again["noise_2"])
+    drawn = [sample[key] for sample in (first, again) for key in ("noise", "noise_2", "noise_3")]
+    drawn.pop(3)  # the first noise of `again`
+    for i, noise in enumerate(drawn):
+        for other in drawn[:i]:
+            assert (noise * other).mean().abs() < 0.2
+    numbers = range(40)
+    scores, critics = ([samples[2, number][f"timestep_{n}"] for number in numbers] for n in (2, 3))
+    assert len({*scores}) > 30 and abs(np.corrcoef(scores, critics)[0, 1]) < 0.5
     assert default_collate([first, again])["noise_2"].shape == (2, 3, 16, 16)
+
+
+def test_ranges_of_noise_times(teachers, source, tmp_path):
+    """Both ends of a range are drawn, and each range is of its own."""
+    time_aware = TimeAwareConfig("data", score_timesteps=(0, 2), critic_timesteps=(7, 9))
+    config = settings(teachers["pixel"], source, tmp_path / "run", **with_critic("time_aware"), time_aware=time_aware)
+    task, accelerator, batch = prepared(config)
+    drawn = torch.arange(1000)
+    assert torch.equal(task.time_within(drawn, "score_timesteps").unique(), torch.arange(3))
+    assert torch.equal(task.time_within(drawn, "critic_timesteps").unique(), torch.arange(7, 10))
+    seen = {"noise": [], "critic": []}
+    call = task.call
+
+    def watched(unet, sar, noisy, t):
+        seen["noise" if len(unet.up_blocks) else "critic"].extend(t)
+        return call(unet, sar, noisy, t)
+
+    task.call = watched
+    task.losses(accelerator, batch)
+    assert set(map(int, seen["noise"])) <= {0, 1, 2, 999} and set(map(int, seen["critic"])) <= {7, 8, 9}
+
+
+def test_the_input_is_perturbed_by_a_second_noise(teachers, source, tmp_path):
+    """The images that teacher and student see hold the noise plus a tenth of another."""
+    plain = settings(teachers["pixel"], source, tmp_path / "run")
+    perturbed = replace(plain, consistency=ConsistencyConfig(grid=20, input_perturbation=0.1))
+    seen = []
+    for config in (plain, perturbed):
+        task, accelerator, batch = prepared(config)
+        with patch.object(task, "student_prediction", wraps=task.student_prediction) as student:
+            task.losses(accelerator, batch)
+        seen.append((student.call_args.args[1], batch))
+    (before, batch), (after, other) = seen
+    assert torch.equal(batch["noise"], other["noise"]) and "noise_2" not in batch
+    t = batch["timestep"] * 20 // 1000 * 50 + 49
+    added = (1 - task.abar[t]).sqrt().view(-1, 1, 1, 1) * 0.1 * other["noise_2"]
+    torch.testing.assert_close(after - before, added, rtol=1e-4, atol=1e-5)
+
+
+def test_the_setting_that_two_have_replaced_is_named(tmp_path):
+    recipe = tmp_path / "old.yaml"
+    recipe.write_text(
+        "output_dir: run\nteacher: teacher\ndata: {source: data}\ntime_aware: {noise_timesteps: [20, 400]}\n"
+    )
+    options = ["--time_aware.noise_timesteps", "[20, 400]"]
+    for args in (["--config", str(recipe)], ["--config", "sd21_time_aware", *options]):
+        with pytest.raises(ValueError, match="give time_aware.score_timesteps and time_aware.critic_timesteps"):
+            parse_config(DistillConfig, "", args)
 
 
 def test_the_teachers_results_of_a_residual_are_residuals(teachers, source, tmp_path):

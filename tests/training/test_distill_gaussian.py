@@ -45,7 +45,7 @@ class AffineUNet(ModelMixin, ConfigMixin):
 class PixelCritic(nn.Module):
     """Judges single pixels: what it can tell apart is their distribution, given the SAR pixel."""
 
-    def __init__(self, teacher):
+    def __init__(self, teacher, head):
         super().__init__()
         self.net = nn.Sequential(nn.Conv2d(6, 8, 1), nn.SiLU(), nn.Conv2d(8, 1, 1))
 
@@ -91,7 +91,7 @@ def train(method: str, tmp_path, updates: int, only: set[str] | None = None, **c
         data=DataConfig(source="", validation_split=None),
         optimizer=OptimizerConfig(learning_rate=0.05, warmup_steps=10, weight_decay=0.0, max_grad_norm=10.0),
         consistency=ConsistencyConfig(grid=GRID),
-        time_aware=TimeAwareConfig(results=str(tmp_path), noise_timesteps=(20, 400)),
+        time_aware=TimeAwareConfig(results=str(tmp_path), score_timesteps=(20, 400)),
         max_steps=updates,
         batch_size=BATCH,
     )

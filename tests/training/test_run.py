@@ -165,9 +165,13 @@ def test_the_scale_of_float16_gradients_goes_on(source, tmp_path):
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("head", ["light", "published"])
 @pytest.mark.parametrize("method", ["consistency", "time_aware"])
-def test_a_student_and_its_critic_go_on(method, trained, source, tmp_path, monkeypatch):
-    """Student, critic, both optimisers, target and average: a lost one would change the losses that follow."""
+def test_a_student_and_its_critic_go_on(method, head, trained, source, tmp_path, monkeypatch):
+    """Student, critic, both optimisers, target and average: a lost one would change the losses that follow.
+
+    So would the vectors of the published critic's spectral norm.
+    """
     monkeypatch.setattr(teacher_results, "CHUNK", 4)
     config = short_run(
         DistillConfig,
@@ -176,7 +180,7 @@ def test_a_student_and_its_critic_go_on(method, trained, source, tmp_path, monke
         teacher=str(Path(trained.output_dir, "pipeline")),
         method=method,
         time_aware=TimeAwareConfig(results=str(tmp_path / "results"), num_results=5, teacher_steps=2),
-        critic=CriticConfig(1.0),
+        critic=CriticConfig(1.0, head=head),
         checkpoint_every=2,
     )
     distill(config)
