@@ -31,6 +31,7 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.configuration_utils import FrozenDict
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -455,6 +456,20 @@ def drop_variance_channel(unet: UNet2DConditionModel | UNet2DModel) -> None:
     unet.register_to_config(out_channels=last.out_channels)
 
 
+def check_autoencoder(vae) -> None:
+    """Refuse an autoencoder of a class whose latents this pipeline cannot read; None and compiled ones pass.
+
+    Raises:
+        ValueError: it is neither an `AutoencoderKL` nor an `AutoencoderTiny`.
+    """
+    classes = tuple(MODELS["vae"].values())
+    if vae is not None and not isinstance(getattr(vae, "_orig_mod", vae), classes):
+        expected = " or ".join(choice.__name__ for choice in classes)
+        raise ValueError(
+            f"vae is of the class {type(vae).__name__}, whose latents differ: expected {expected}, or None"
+        )
+
+
 class CDiffSETPipeline(DiffusionPipeline):
     """Translate SAR images to EO images, with a confidence for each pixel.
 
@@ -481,6 +496,7 @@ class CDiffSETPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components = ["vae", "text_encoder", "tokenizer"]
     _callback_tensor_inputs = ["latents"]
+    _interrupt = False
 
     unet: UNet2DConditionModel | UNet2DModel
     scheduler: DDIMScheduler | DDPMScheduler | LCMScheduler
@@ -507,6 +523,7 @@ class CDiffSETPipeline(DiffusionPipeline):
         residual: bool = False,
     ):
         super().__init__()
+        check_autoencoder(vae)
         if vae is not None:
             # two to four times faster in half precision
             vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -565,6 +582,16 @@ class CDiffSETPipeline(DiffusionPipeline):
         return 3 if self.vae is None else self.vae.config.latent_channels
 
     @property
+    def num_timesteps(self) -> int:
+        """The number of steps of the present or the last call, which callbacks of diffusers read."""
+        return len(self.scheduler.timesteps)
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback has set `pipe._interrupt = True`: no further step is taken, what is there comes back."""
+        return self._interrupt
+
+    @property
     def predicts_variance(self) -> bool:
         """Whether the UNet has the extra channel that confidence comes from."""
         return self.unet.config.out_channels == self.eo_channels + 1
@@ -590,15 +617,19 @@ class CDiffSETPipeline(DiffusionPipeline):
             return images
         encoded = self.vae.encode(images.to(self.vae.dtype))
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        return (latents - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
+        return (latents - self._latent_shift()) * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents to images B x 3 x H x W in [-1, 1]; the inverse of `encode`."""
         if self.vae is None:
             return latents.clamp(-1, 1)
-        latents = latents / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
+        latents = latents / self.vae.config.scaling_factor + self._latent_shift()
         return self.vae.decode(latents.to(self.vae.dtype)).sample.clamp(-1, 1)  # pyright: ignore[reportArgumentType]
+
+    def _latent_shift(self) -> float:
+        """What the autoencoder's latents are moved by; older configurations say nothing of it."""
+        return (self.vae.config.get("shift_factor") if self.vae is not None else None) or 0.0
 
     def prompt_kwargs(self, batch_size: int) -> dict:
         """The UNet's text condition: the constant prompt, or nothing for a UNet without cross attention."""
@@ -612,7 +643,9 @@ class CDiffSETPipeline(DiffusionPipeline):
             )
         if self._prompt.shape[-1] != width:
             raise ValueError(f"prompt_embeds has {self._prompt.shape[-1]} channels, but this UNet reads {width}")
-        self._prompt = self._prompt.to(self.unet.device)
+        # weights that are offloaded one by one lie on no device; on `meta`, the prompt would be lost
+        device = self._execution_device if self.unet.device.type == "meta" else self.unet.device
+        self._prompt = self._prompt.to(device)
         return {"encoder_hidden_states": self._prompt.to(self.unet.dtype).expand(batch_size, -1, -1)}
 
     def check_inputs(self, num_inference_steps: int, output_type: str, callback_tensor_inputs: list[str]) -> None:
@@ -649,6 +682,7 @@ class CDiffSETPipeline(DiffusionPipeline):
 
     def check_channels(self) -> None:
         """Refuse components and a `sar_transform` that do not fit together."""
+        check_autoencoder(self.vae)
         channels, sar_channels = len(self.config.sar_transform["channels"]), self.eo_channels
         if self.vae is None:
             sar_channels = channels
@@ -668,9 +702,10 @@ class CDiffSETPipeline(DiffusionPipeline):
             )
 
     def prepare_sar(self, sar) -> torch.Tensor:
-        """Image, list, or batch (array B x H x W x C, tensor B x C x H x W) to float32 B x C x H x W, [-1, 1]."""
-        batched = isinstance(sar, list | tuple) or (isinstance(sar, np.ndarray | torch.Tensor) and sar.ndim == 4)
-        images = sar if batched else [sar]
+        """Image, batch (array B x H x W x C, tensor B x C x H x W), or a list, to float32 B x C x H x W, [-1, 1]."""
+        images = []
+        for each in sar if isinstance(sar, list | tuple) else [sar]:
+            images.extend(each if isinstance(each, np.ndarray | torch.Tensor) and each.ndim == 4 else [each])
         for image in images:
             check_backscatter(image, self.config.sar_transform)
         tensors = [sar_to_tensor(image, self.config.sar_transform) for image in images]
@@ -722,14 +757,16 @@ class CDiffSETPipeline(DiffusionPipeline):
         """Translate one SAR image, or a batch of one size; the EO images have `config.upscale` times its sides.
 
         Args:
-            sar: PIL image, array or tensor, or a list; display values or backscatter as `config.sar_transform` says.
-                The model takes it whole, and attention grows with the fourth power of the side: what is much larger
-                than `trained_size` is a case for `c_diffset.translate_windows`, which goes by tiles.
+            sar: PIL image, array or tensor, a batch of them, or a list; display values or backscatter as
+                `config.sar_transform` says. The model takes it whole, and attention grows with the fourth power of the
+                side: what is much larger than `trained_size` is a case for `c_diffset.translate_windows`, which goes by
+                tiles.
             num_inference_steps: `config.default_num_inference_steps` when None.
             generator: for reproducible noise; one for the batch, or a list with one for each image.
             latents: the starting noise, B x C x h x w of the enlarged and padded size, instead of drawing it.
             output_type: "pil", "np", "pt" or "latent".
-            callback_on_step_end: called as `callback(pipe, step, timestep, tensors)`; may return {"latents": changed}.
+            callback_on_step_end: called as `callback(pipe, step, timestep, tensors)`; may return {"latents": changed},
+                and set `pipe._interrupt = True`, after which no further step is taken.
             return_dict: False gives the tuple (images, confidence, variance, latents).
             ensemble_size: samples of each image, one after the other: the output holds their mean image, mean variance
                 and its confidence, their `spread`, and the latents of the last; not with `latents`.
@@ -738,6 +775,8 @@ class CDiffSETPipeline(DiffusionPipeline):
             ValueError: the input, the scheduler or an argument does not fit the model; the message says what does.
         """
         steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         self.check_inputs(steps, output_type, callback_on_step_end_tensor_inputs)
         if ensemble_size < 1 or (ensemble_size > 1 and (latents is not None or output_type == "latent")):
             raise ValueError(f"ensemble_size is {ensemble_size}: expected 1, or more without `latents` and 'latent'")
@@ -746,7 +785,9 @@ class CDiffSETPipeline(DiffusionPipeline):
         height, width = sar.shape[-2:]
         sar_latents = self.encode(self.pad(sar)).float()
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
-        samples = [self.denoise(sar_latents, steps, generator, latents, *callback) for _ in range(ensemble_size)]
+        samples, self._interrupt = [], False
+        while len(samples) < ensemble_size and not self.interrupt:
+            samples.append(self.denoise(sar_latents, steps, generator, latents, *callback))
 
         output = self.postprocess(samples, height, width, steps, output_type)
         self.maybe_free_model_hooks()
@@ -795,6 +836,8 @@ class CDiffSETPipeline(DiffusionPipeline):
                     tensors = {"latents": state} if tensor_inputs else {}
                     state = (callback(self, i, t, tensors) or {}).get("latents", state)
                 progress_bar.update()
+                if self.interrupt:
+                    break
         return self.from_residual(state, sar_latents), variance
 
     def postprocess(
