@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.utils import logging
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from c_diffset.cpu import use_whole_cpu
 from c_diffset.files import file_sha256
@@ -21,6 +22,7 @@ from c_diffset.pipelines.pipeline_cdiffset import (
     build_empty,
     check_weights,
     describe_pickle,
+    encode_prompt_embeds,
 )
 from c_diffset.precision import Precision, choose_precision
 
@@ -176,3 +178,12 @@ def load_autoencoder(
         folder = Path(source, subfolder or "")
         check_weights(folder, build_empty(folder, chosen))
     return align(chosen.from_pretrained(source, revision=revision, subfolder=subfolder, use_safetensors=True))
+
+
+def load_prompt(base: str | os.PathLike, revision: str | None = None) -> dict:
+    """The constant prompt's embedding by the text encoder of Stable Diffusion, a folder or Hub id."""
+    where: dict[str, Any] = dict(revision=revision)
+    text_encoder = CLIPTextModel.from_pretrained(base, subfolder="text_encoder", use_safetensors=True, **where)
+    return encode_prompt_embeds(
+        align(text_encoder), CLIPTokenizer.from_pretrained(base, subfolder="tokenizer", **where)
+    )

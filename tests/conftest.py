@@ -19,7 +19,7 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from hypothesis import settings
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -92,6 +92,24 @@ def tiny_text(folder: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
         eos_token_id=len(words) - 1,
     )
     return CLIPTextModel(config).eval(), tokenizer
+
+
+def save_stable_diffusion(folder: Path, scheduler) -> str:
+    """A folder of the form of Stable Diffusion, at tiny size; returns its path."""
+    torch.manual_seed(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    text_encoder, tokenizer = tiny_text(folder / "text")
+    StableDiffusionPipeline(
+        vae=tiny_vae(),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=tiny_conditional_unet(4, 4),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder / "sd")
+    return str(folder / "sd")
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from peft import LoraConfig
 from torch import nn
 
+from c_diffset.models.shape import SmallUNetConfig
 from c_diffset.pipelines.pipeline_cdiffset import Model, drop_variance_channel
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv_in", "conv_out"]
@@ -71,32 +72,44 @@ def widen(unet: UNet2DConditionModel | UNet2DModel, eo_channels: int) -> None:
 
 
 def small_unet(
-    sar_channels: int,
-    eo_channels: int,
-    block_out_channels: list[int],
-    layers_per_block: int = 2,
-    attention_levels: int = 1,
-    sample_size: int | None = None,
+    sar_channels: int, eo_channels: int, block_out_channels: list[int], sample_size: int | None = None, **shape
 ) -> UNet2DModel:
-    """A UNet from scratch for machines without a GPU: no text, attention at the `attention_levels` coarsest levels.
+    """A UNet from scratch, without text, in the `shape` that `SmallUNetConfig` describes.
 
     It reads `sar_channels` + `eo_channels` and writes `eo_channels` + 1; the raw variance starts at 0, as in `widen`.
+
+    Raises:
+        ValueError: there is no UNet of this shape.
     """
-    plain = len(block_out_channels) - attention_levels
+    config = unet_config(SmallUNetConfig(block_out_channels, **shape))
     unet = UNet2DModel(
-        sample_size=sample_size,
-        in_channels=sar_channels + eo_channels,
-        out_channels=eo_channels,
-        block_out_channels=tuple(block_out_channels),
-        layers_per_block=layers_per_block,
-        down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",) * attention_levels,
-        up_block_types=("AttnUpBlock2D",) * attention_levels + ("UpBlock2D",) * plain,
-        add_attention=attention_levels > 0,
-        attention_head_dim=min([32, *block_out_channels[plain:]]),
-        norm_num_groups=gcd(min(32, block_out_channels[0] // 4), *block_out_channels),
+        sample_size=sample_size, in_channels=sar_channels + eo_channels, out_channels=eo_channels, **config
     )
     add_variance_channel(unet)
     return unet
+
+
+def unet_config(shape: SmallUNetConfig) -> dict:
+    """The shape as arguments of a `UNet2DModel`, without its inputs and outputs; ValueError where there is none."""
+    shape.check()
+    channels, attention = shape.block_out_channels, shape.has_attention()
+    plain = "Resnet{}sampleBlock2D" if shape.resblock_updown else "{}Block2D"
+    heads = min([32, *(channels[level] for level, attends in enumerate(attention) if attends)])
+    groups = shape.norm_groups or gcd(min(32, channels[0] // 4), *channels)
+    return dict(
+        block_out_channels=tuple(channels),
+        layers_per_block=shape.layers_per_block,
+        down_block_types=tuple("AttnDownBlock2D" if attends else plain.format("Down") for attends in attention),
+        up_block_types=tuple("AttnUpBlock2D" if attends else plain.format("Up") for attends in attention[::-1]),
+        downsample_type="resnet" if shape.resblock_updown else "conv",
+        upsample_type="resnet" if shape.resblock_updown else "conv",
+        add_attention=any(attention),
+        attention_head_dim=shape.channels_per_head or heads,
+        norm_num_groups=groups,
+        attn_norm_num_groups=groups if shape.scale_shift_norm else None,  # the middle's would have no norm without it
+        resnet_time_scale_shift="scale_shift" if shape.scale_shift_norm else "default",
+        dropout=shape.dropout,
+    )
 
 
 def add_lora(unet: UNet2DConditionModel, rank: int) -> None:

@@ -481,7 +481,7 @@ class CDiffSETPipeline(DiffusionPipeline):
         text_encoder, tokenizer: only needed once, to embed the constant prompt; optional when `prompt_embeds` is there.
         sar_transform: see `sar_to_tensor`; the default reads display values of one band.
         default_num_inference_steps: used when the call names none.
-        confidence_timestep: the variance is read at the step nearest to this training time.
+        confidence_timestep: the variance is read at the step nearest to this training time; by default, half of them.
         prediction_type: what the UNet was trained to predict; taken from the scheduler when None.
         prompt_embeds: the constant prompt's embedding, as `encode_prompt_embeds` writes it.
         calibration: from variance to expected error, see `check_calibration`.
@@ -514,7 +514,7 @@ class CDiffSETPipeline(DiffusionPipeline):
         tokenizer: CLIPTokenizer | None = None,
         sar_transform: dict | None = None,
         default_num_inference_steps: int = 50,
-        confidence_timestep: int = 500,
+        confidence_timestep: int | None = None,
         prediction_type: str | None = None,
         prompt_embeds: dict | None = None,
         calibration: dict | None = None,
@@ -530,6 +530,8 @@ class CDiffSETPipeline(DiffusionPipeline):
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
         if prompt_embeds is None and text_encoder is not None and tokenizer is not None:
             prompt_embeds = encode_prompt_embeds(text_encoder, tokenizer)
+        if confidence_timestep is None:
+            confidence_timestep = scheduler.config.num_train_timesteps // 2
         limits = {
             "default_num_inference_steps": (default_num_inference_steps, 1, LARGEST),
             "confidence_timestep": (confidence_timestep, 0, LARGEST),

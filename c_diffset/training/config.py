@@ -4,24 +4,10 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Literal
 
+from c_diffset.models.shape import SmallUNetConfig
 from c_diffset.training.limits import MOST_STEPS, MOST_WEIGHT, check_values, number
 
 TRACKERS = {"tensorboard": ["tensorboard"], "wandb": ["wandb"], "both": ["tensorboard", "wandb"], "none": []}
-
-
-@dataclass
-class SmallUNetConfig:
-    """A UNet from scratch.
-
-    Attributes:
-        block_out_channels: Channels of each level, the finest first; each level halves the size.
-        layers_per_block: Number of residual blocks in each level.
-        attention_levels: Number of levels, from the coarsest on, that have self-attention.
-    """
-
-    block_out_channels: list[int] = field(metadata={"limits": (1, 8192)})
-    layers_per_block: int = number(2, 1, 100)
-    attention_levels: int = number(1, 0, 100)
 
 
 @dataclass
@@ -36,6 +22,11 @@ class ModelConfig:
         vae: Folder or Hub id of the autoencoder. Without it, that of the base is used, or none in pixel space.
         prediction_type: What a UNet from scratch predicts; with a base, the base decides.
         beta_schedule: Noise schedule of a UNet from scratch; with a base, the base decides.
+        beta_range: First and last beta of that schedule; null takes 0.0001 and 0.02, or 0.00085 and 0.012 where it is
+            scaled_linear.
+        num_train_timesteps: Number of times of that schedule.
+        sampler: How a UNet from scratch is sampled: "ddim" without noise at the steps (Song et al., 2021), or "ddpm"
+            with noise of the largest variance, at times that are spread from the first to the last (Ho et al., 2020).
         zero_terminal_snr: Whether the noise schedule is rescaled so that it ends in pure noise (Lin et al., 2023).
         lora_rank: Rank of the LoRA that is trained instead of all weights; 0 trains all weights.
         sar_transform: Units, range and channels of the SAR input (see `sar_to_tensor`); with a pipeline of this project
@@ -55,6 +46,9 @@ class ModelConfig:
     vae: str | None = None
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
+    beta_range: tuple[float, float] | None = number(None, 1e-9, 0.999)
+    num_train_timesteps: int = number(1000, 2, 100_000)
+    sampler: Literal["ddim", "ddpm"] = "ddim"
     zero_terminal_snr: bool = False
     lora_rank: int = number(0, 0, 8192)
     sar_transform: dict | None = None

@@ -1,14 +1,14 @@
 """Fine-tuning, stages 1 and 2: builds the pipeline, reads the pairs, and says what one batch does."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 
 from c_diffset.data.eo import check_eo_values, declared_eo_transform, some_pairs
 from c_diffset.data.sar_values import check_sar_values
-from c_diffset.loading import load_autoencoder, no_loading_bar
+from c_diffset.loading import load_autoencoder, load_prompt, no_loading_bar
 from c_diffset.models.unet import add_variance_channel, small_unet, widen
 from c_diffset.objectives.denoising import add_noise, c_diff_loss, denoising_loss, min_snr_weight, prediction_target
 from c_diffset.pipelines.pipeline_cdiffset import (
@@ -17,7 +17,6 @@ from c_diffset.pipelines.pipeline_cdiffset import (
     align,
     check_eo_transform,
     check_sar_transform,
-    encode_prompt_embeds,
 )
 from c_diffset.training.config import FinetuneConfig, ModelConfig
 from c_diffset.training.loop import make_accelerator, train
@@ -67,8 +66,6 @@ def _from_stable_diffusion(config: ModelConfig) -> CDiffSETPipeline:
     else:
         vae = load_autoencoder(config.vae)
     widen(unet, vae.config.latent_channels)
-    text_encoder = align(CLIPTextModel.from_pretrained(config.base, subfolder="text_encoder", **where))
-    tokenizer = CLIPTokenizer.from_pretrained(config.base, subfolder="tokenizer", revision=config.revision)
     scheduler = DDIMScheduler.from_pretrained(
         config.base,
         subfolder="scheduler",
@@ -81,7 +78,7 @@ def _from_stable_diffusion(config: ModelConfig) -> CDiffSETPipeline:
         unet,
         scheduler,
         vae,
-        prompt_embeds=encode_prompt_embeds(text_encoder, tokenizer),
+        prompt_embeds=load_prompt(config.base, config.revision),
         sar_transform=config.sar_transform,
         eo_transform=config.eo_transform,
         upscale=config.upscale,
@@ -95,21 +92,28 @@ def _from_scratch(config: ModelConfig) -> CDiffSETPipeline:
     transform = check_sar_transform(config.sar_transform or SAR_DISPLAY)
     eo_channels = 3 if vae is None else vae.config.latent_channels
     sar_channels = len(transform["channels"]) if vae is None else eo_channels
-    scheduler = DDIMScheduler(
-        beta_schedule=config.beta_schedule,
-        beta_start=0.00085 if config.beta_schedule == "scaled_linear" else 0.0001,
-        beta_end=0.012 if config.beta_schedule == "scaled_linear" else 0.02,
-        prediction_type=config.prediction_type,
-        rescale_betas_zero_snr=config.zero_terminal_snr,
-        timestep_spacing="trailing",
-        clip_sample=vae is None and not config.residual,
-        set_alpha_to_one=True,
-    )
     unet = small_unet(sar_channels, eo_channels, **vars(config.unet))
     steps = config.default_num_inference_steps
     settings = dict(sar_transform=transform, eo_transform=config.eo_transform)
     settings |= dict(upscale=config.upscale, residual=config.residual, default_num_inference_steps=steps)
-    return CDiffSETPipeline(unet, scheduler, vae, **settings)
+    return CDiffSETPipeline(unet, new_scheduler(config), vae, **settings)
+
+
+def new_scheduler(config: ModelConfig) -> DDIMScheduler | DDPMScheduler:
+    """The noise schedule of a UNet from scratch, and how it is sampled."""
+    start, end = config.beta_range or ((0.00085, 0.012) if config.beta_schedule == "scaled_linear" else (0.0001, 0.02))
+    options: dict[str, Any] = dict(
+        num_train_timesteps=config.num_train_timesteps,
+        beta_schedule=config.beta_schedule,
+        beta_start=start,
+        beta_end=end,
+        prediction_type=config.prediction_type,
+        rescale_betas_zero_snr=config.zero_terminal_snr,
+        clip_sample=config.vae is None and not config.residual,
+    )
+    if config.sampler == "ddpm":
+        return DDPMScheduler(variance_type="fixed_large", timestep_spacing="linspace", **options)
+    return DDIMScheduler(timestep_spacing="trailing", set_alpha_to_one=True, **options)
 
 
 class Finetune(PairsTask):

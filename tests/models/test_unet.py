@@ -182,3 +182,35 @@ def test_lora_adapter_is_saved_loaded_and_fused_without_a_change_of_output(tmp_p
     other.unload_lora()
     assert not any("lora_" in name for name in other.state_dict())
     torch.testing.assert_close(run(other, sample), expected, rtol=0, atol=1e-6)
+
+
+def test_small_unet_has_attention_at_named_levels():
+    unet = small_unet(3, 3, [32, 64, 96], layers_per_block=1, attention_levels=[1], channels_per_head=16)
+    assert unet.config.down_block_types == ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D")
+    assert unet.config.up_block_types == ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D")
+    heads = [unet.down_blocks[1].attentions[0].heads, unet.mid_block.attentions[0].heads]
+    assert heads == [4, 6], "64 and 96 channels in heads of 16"
+
+
+def test_small_unet_can_be_that_of_adm():
+    unet = small_unet(3, 3, [8, 16], scale_shift_norm=True, resblock_updown=True, norm_groups=4, dropout=0.5)
+    kinds = [type(block).__name__ for block in (*unet.down_blocks, *unet.up_blocks)]
+    assert kinds == ["ResnetDownsampleBlock2D", "AttnDownBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"]
+    assert unet.mid_block.attentions[0].group_norm.num_groups == unet.conv_norm_out.num_groups == 4
+    assert unet.mid_block.resnets[0].time_emb_proj.out_features == 32, "scale and shift of 16 channels"
+    assert unet.down_blocks[0].resnets[0].dropout.p == 0.5
+    assert torch.isfinite(run(unet, torch.randn(1, 6, 16, 16))).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "named"),
+    [
+        ({"attention_levels": 3}, "2 levels"),
+        ({"attention_levels": [2]}, "2 levels"),
+        ({"channels_per_head": 5}, "channels_per_head"),
+        ({"norm_groups": 16}, "norm_groups"),
+    ],
+)
+def test_small_unet_refuses_what_cannot_be(shape, named):
+    with pytest.raises(ValueError, match=named):
+        small_unet(3, 3, [8, 16], **shape)

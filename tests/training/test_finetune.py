@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import DDPMScheduler
 
 from c_diffset.data.pairs import load_pairs
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
@@ -21,7 +21,7 @@ from c_diffset.training.config import (
 from c_diffset.training.finetune import Finetune, build_pipeline, finetune
 from c_diffset.training.loop import make_accelerator
 from c_diffset.training.task import make_optimizer
-from tests.conftest import tiny_conditional_unet, tiny_text, tiny_vae
+from tests.conftest import save_stable_diffusion
 from tests.helpers import losses
 
 SAR = {"units": "display", "range": [0.0, 1.0], "channels": [0]}
@@ -58,21 +58,7 @@ def settings(source: str, output: Path, **changes) -> FinetuneConfig:
 
 @pytest.fixture(scope="module")
 def stable_diffusion(tmp_path_factory) -> str:
-    """A folder of the form of Stable Diffusion, at tiny size."""
-    folder = tmp_path_factory.mktemp("sd")
-    torch.manual_seed(0)
-    text_encoder, tokenizer = tiny_text(folder / "text")
-    StableDiffusionPipeline(
-        vae=tiny_vae(),
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=tiny_conditional_unet(4, 4),
-        scheduler=DDPMScheduler(beta_schedule="scaled_linear"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder / "sd")
-    return str(folder / "sd")
+    return save_stable_diffusion(tmp_path_factory.mktemp("sd"), DDPMScheduler(beta_schedule="scaled_linear"))
 
 
 def test_the_loss_falls_and_the_run_folder_is_complete(source, tmp_path):
