@@ -14,6 +14,7 @@ COMMANDS = {
     "finetune": ("c_diffset.commands:finetune", "fine-tune a model, on one process"),
     "distill": ("c_diffset.commands:distill", "distil a model into a student of few steps, on one process"),
     "finetune_decoder": ("c_diffset.commands:finetune_decoder", "fine-tune a tiny decoder, on one process"),
+    "convert": ("c_diffset.convert.convert:convert", "make a model out of weights that others have released"),
     "translate": ("c_diffset.inference.translate:translate", "translate SAR images and whole scenes to EO"),
     "info": ("c_diffset.info:info", "say what a model reads and writes, and what scenes would take"),
     "calibrate": ("c_diffset.evaluation.calibrate:calibrate", "measure what error the model's variance stands for"),
@@ -50,6 +51,16 @@ ARGUMENTS = {
         },
         "source": {"help": "Folder or file of the data set; for hub, its id."},
         "out": {"help": "New folder for the standard form."},
+    },
+    "convert": {
+        "kind": {
+            "choices": ["c-diffset", "acd", "guided-diffusion"],
+            "help": "Code that wrote the weights: C-DiffSET of either stage (Do et al.), a student of adversarial "
+            "consistency distillation (acd; Bai and Xu), or conditional diffusion in pixel space (guided-diffusion; "
+            "Bai, Pu and Xu).",
+        },
+        "source": {"help": "File of the weights, .safetensors or .pt, or a folder that holds it with its config.json."},
+        "out": {"help": "New folder for the model."},
     },
     "inspect": {"data": {"help": "Folder, CSV file, Parquet file, WebDataset shards or Hub id of the pairs."}},
     "translate": {
