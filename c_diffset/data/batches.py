@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
+from c_diffset.data.degradation import Degradation
 from c_diffset.data.eo import eo_to_tensor
-from c_diffset.data.pairs import Pair, read_pair
+from c_diffset.data.pairs import Pair, read_pair, repeat
+from c_diffset.pipelines.pipeline_cdiffset import enlarge
 from c_diffset.sar.radiometry import measured, to_model
 
 FLIPS_AND_TURNS = 8
@@ -46,19 +48,29 @@ def shuffled_row(seed: int, number: int, rows: int) -> int:
     return int(epoch_order(seed, number // rows, rows)[number % rows])
 
 
-def pair_to_tensors(pair: Pair, sar_transform: dict, eo_transform: dict) -> dict[str, torch.Tensor]:
+def pair_to_tensors(pair: Pair, sar_transform: dict, eo_transform: dict, upscale: int = 1) -> dict[str, torch.Tensor]:
     """`sar` C x H x W and `eo` 3 x H x W in [-1, 1], and perhaps `mask` 1 x H x W in {0, 1}.
 
-    The transforms are those of the model, see `sar_to_tensor` and `check_eo_transform`. The mask joins that of the pair
-    with what cannot be a measurement in the units of the model, as in scenes.
+    The transforms and `upscale` are those of the model, see `sar_to_tensor` and `check_eo_transform`; `sar` is enlarged
+    to the size of `eo` as the pipeline does. The mask joins that of the pair with what cannot be a measurement in the
+    units of the model, as in scenes.
+
+    Raises:
+        ValueError: images that do not fit the transforms, or the sides of `eo` are not `upscale` times those of `sar`.
     """
+    if pair.upscale != upscale:
+        raise ValueError(
+            f"pair {pair.id}: the sides of its EO image are {pair.upscale} times those of the other one, but the "
+            f"model's upscale is {upscale}: give pairs of this factor; a training makes them by data.degradation"
+        )
     mask = measured(np.moveaxis(np.atleast_3d(pair.sar), -1, 0), sar_transform.get("units"), pair.mask is not None)
     try:
         sar, mask = to_model(pair.sar, mask, sar_transform)
         eo = eo_to_tensor(np.moveaxis(pair.eo, -1, 0), eo_transform)
     except ValueError as error:
         raise ValueError(f"pair {pair.id}: {error}") from None
-    tensors = {"sar": torch.from_numpy(sar), "eo": eo}
+    tensors = {"sar": enlarge(torch.from_numpy(sar)[None], upscale)[0], "eo": eo}
+    mask = repeat(mask, upscale)
     mask = mask if pair.mask is None else mask & pair.mask
     return tensors if mask.all() else tensors | {"mask": torch.from_numpy(mask.astype(np.float32))[None]}
 
@@ -74,13 +86,20 @@ def collate(samples: list[dict]) -> dict:
     return default_collate([{"mask": torch.ones_like(masks[0])} | sample for sample in samples] if masks else samples)
 
 
-def random_crop(tensors: dict[str, torch.Tensor], size: int, rng: np.random.Generator, name: str) -> dict:
-    """The same random `size` x `size` window of every tensor C x H x W."""
-    height, width = tensors["sar"].shape[-2:]
+def random_window(
+    height: int, width: int, size: int, rng: np.random.Generator, name: str, step: int = 1
+) -> tuple[slice, slice]:
+    """The rows and columns of a random `size` x `size` window, which starts at multiples of `step`."""
     if min(height, width) < size:
         raise ValueError(f"pair {name} is {height} x {width}, smaller than crop_size {size}: lower data.crop_size")
-    top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
-    return {key: value[..., top : top + size, left : left + size] for key, value in tensors.items()}
+    top, left = (step * int(rng.integers((side - size) // step + 1)) for side in (height, width))
+    return slice(top, top + size), slice(left, left + size)
+
+
+def random_crop(tensors: dict, size: int, rng: np.random.Generator, name: str, step: int = 1) -> dict:
+    """The same `random_window` of every tensor or array C x H x W."""
+    rows, columns = random_window(*tensors["eo"].shape[-2:], size, rng, name, step)
+    return {key: value[..., rows, columns] for key, value in tensors.items()}
 
 
 class TrainingPairs(Dataset):
@@ -88,7 +107,8 @@ class TrainingPairs(Dataset):
 
     A sample holds `sar` and `eo` (C x size x size in [-1, 1]), perhaps `mask` (1 x h x w, on the latent grid), `noise`
     (C x h x w, unit Gaussian), `timestep` in [0, num_train_timesteps) and `number`; and for each number n in
-    `more_noise` also `noise_n` and `timestep_n`.
+    `more_noise` also `noise_n` and `timestep_n`. With a `degradation`, `sar` is made of `eo` after cropping, anew for
+    every number.
     """
 
     def __init__(
@@ -103,13 +123,18 @@ class TrainingPairs(Dataset):
         factor: int = 1,
         num_train_timesteps: int = 1000,
         more_noise: tuple[int, ...] = (),
+        upscale: int = 1,
+        degradation: Degradation | None = None,
     ):
         if crop_size % factor:
             raise ValueError(f"data.crop_size is {crop_size}, expected a multiple of {factor} for this autoencoder")
+        if crop_size % upscale:
+            raise ValueError(f"data.crop_size is {crop_size}, expected a multiple of the model's upscale {upscale}")
         self.pairs, self.sar_transform, self.eo_transform = pairs, sar_transform, eo_transform
         self.crop_size, self.seed, self.augment = crop_size, seed, augment
         self.noise_channels, self.factor = noise_channels, factor
         self.num_train_timesteps, self.more_noise = num_train_timesteps, more_noise
+        self.upscale, self.degradation = upscale, degradation
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -121,14 +146,20 @@ class TrainingPairs(Dataset):
     def sample(self, row: dict, number: int) -> dict:
         """Training sample `number`, made of this row."""
         rng = sample_rng(self.seed, number)
-        pair = read_pair(row)
-        tensors = pair_to_tensors(pair, self.sar_transform, self.eo_transform)
-        tensors = random_crop(tensors, self.crop_size, rng, pair.id)
+        tensors = self.crop(read_pair(row), rng, number)
         which = rng.integers(FLIPS_AND_TURNS) if self.augment else 0
         tensors = {key: flip_and_turn(value, which).contiguous() for key, value in tensors.items()}
         if "mask" in tensors:
             tensors["mask"] = pool_mask(tensors["mask"], self.factor)
         return tensors | self.noise(rng, number)
+
+    def crop(self, pair: Pair, rng: np.random.Generator, number: int) -> dict[str, torch.Tensor]:
+        """A random window of a pair as tensors; where images are degraded, only what is in it."""
+        transforms = (self.sar_transform, self.eo_transform, self.upscale)
+        if self.degradation is None:
+            return random_crop(pair_to_tensors(pair, *transforms), self.crop_size, rng, pair.id, self.upscale)
+        window = random_window(*pair.eo.shape[:2], self.crop_size, rng, pair.id)
+        return pair_to_tensors(self.degradation(pair.part(*window), number), *transforms)
 
     def noise(self, rng: np.random.Generator, number: int) -> dict:
         """All noises and times of training sample `number`."""

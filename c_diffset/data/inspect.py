@@ -13,7 +13,7 @@ from datasets import Dataset
 from c_diffset.data.eo import LEAST_SHARE
 from c_diffset.data.headers import read_shape
 from c_diffset.data.images import ON_HUB
-from c_diffset.data.pairs import Pair, list_splits, load_pairs, read_pair
+from c_diffset.data.pairs import Pair, list_splits, load_pairs, read_pair, size_ratio
 from c_diffset.data.sources import IMAGES, Pairs
 from c_diffset.pipelines.pipeline_cdiffset import EO_DISPLAY, SAR_DISPLAY
 
@@ -130,7 +130,7 @@ def inspect_split(rows: Pairs, name: str, crop_size: int | None = None, setting:
         len(rows) if isinstance(rows, Dataset) else None,
         checked,
         dict(sizes.most_common()),
-        values_of([(pair.sar, pair.mask) for pair in pairs]),
+        values_of([(pair.sar, pair.sar_mask) for pair in pairs if pair.sar is not pair.eo]),
         values_of([(pair.eo, pair.mask) for pair in pairs]),
         float(np.mean([0.0 if pair.mask is None else 1 - pair.mask.mean() for pair in pairs] or [0.0])),
         [f"pair {key}: {text.removeprefix(f'pair {key}: ')}" for key, text in faults.items()] if checked else [NO_PAIR],
@@ -153,8 +153,10 @@ def _look_at_headers(
                 faults[row["id"]] = str(error)
                 continue
             if shapes:
-                height, width, count = shapes["sar"]
-                sizes[f"{height} x {width}"] += 1
+                height, width = shapes["eo"][:2]
+                sar_height, sar_width, count = shapes.get("sar", shapes["eo"])
+                smaller = f" from {sar_height} x {sar_width}" if sar_height < height else ""
+                sizes[f"{height} x {width}{smaller}"] += 1
                 bands.add(count)
                 if crop_size and min(height, width) < crop_size:
                     faults[row["id"]] = f"{height} x {width} is smaller than {setting} {crop_size}: lower it"
@@ -167,7 +169,7 @@ def _chosen(rows: Pairs) -> tuple[Iterator[Mapping], Iterator[Mapping]]:
         first = list(rows.take(READ))
         return iter(first), iter(first)
     images = [name for name in rows.column_names if name in (*IMAGES, "id")]
-    embedded = bool(len(rows)) and rows[0]["sar"]["bytes"] is not None
+    embedded = bool(len(rows)) and rows[0]["eo"]["bytes"] is not None
     rows = rows.select_columns(images)
     return iter(_spread(rows, EMBEDDED if embedded else HEADERS)), iter(_spread(rows, READ))
 
@@ -183,13 +185,14 @@ def _shapes(row: Mapping) -> dict[str, tuple[int, int, int]]:
     Raises:
         ValueError, OSError: the images cannot be a pair.
     """
-    for key in ("sar", "eo"):
+    needed = [key for key in ("sar", "eo") if key in row or key == "eo"]
+    for key in needed:
         if not row.get(key):
             raise ValueError(f"no {key} image")
-    if any(ON_HUB.match(row[key]["path"] or "") for key in ("sar", "eo")):
+    if any(ON_HUB.match(row[key]["path"] or "") for key in needed):
         return {}
     found = {key: read_shape(row[key]) for key in IMAGES if row.get(key)}
-    if len({shape[:2] for shape in found.values()}) > 1:
+    if size_ratio({key: shape[:2] for key, shape in found.items()}) is None:
         raise ValueError("sizes differ: " + ", ".join(f"{key} {h} x {w}" for key, (h, w, _) in found.items()))
     if found["eo"][2] != 3:
         raise ValueError(f"its EO image has {found['eo'][2]} bands, expected 3 (RGB)")
@@ -236,8 +239,8 @@ def _notes(pairs: list[Pair], bands: set[int]) -> list[str]:
     notes = []
     if len(bands) > 1:
         notes.append(f"SAR images have different numbers of bands: {', '.join(map(str, sorted(bands)))}")
-    dark = [(pair.sar.reshape(*pair.eo.shape[:2], -1) == 0).all(axis=2) for pair in pairs]
-    dark = [zero if pair.mask is None else zero[pair.mask] for zero, pair in zip(dark, pairs, strict=True)]
+    dark = [(np.atleast_3d(pair.sar) == 0).all(axis=2) for pair in pairs]
+    dark = [zero if pair.mask is None else zero[pair.sar_mask] for zero, pair in zip(dark, pairs, strict=True)]
     share = np.mean([zero.mean() for zero in dark]) if dark else 0
     if share > MUCH:
         notes.append(f"{share:.0%} of the SAR pixels are 0, and not marked as without data: give masks if they are")

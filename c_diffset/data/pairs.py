@@ -23,6 +23,7 @@ from c_diffset.data.sources import Pairs, open_splits
 class Pair:
     """One checked pair: `sar` H x W or H x W x C, `eo` H x W x 3, values as `read_image` gives them.
 
+    For super-resolution, `sar` is an image of low resolution, whose sides are those of `eo` divided by a whole number.
     `mask`: bool H x W, True = valid, or None; `discrepancy`: bool H x W, True where the images are known to show
     different things, or None.
     """
@@ -33,36 +34,86 @@ class Pair:
     id: str
     discrepancy: np.ndarray | None = None
 
+    @property
+    def upscale(self) -> int:
+        """The sides of `eo` for one of `sar`."""
+        return self.eo.shape[0] // self.sar.shape[0]
+
+    @property
+    def sar_mask(self) -> np.ndarray | None:
+        """The mask on the grid of `sar`, where a pixel is valid if any below it is."""
+        return None if self.mask is None else _any_of_blocks(self.mask, self.upscale)
+
+    def part(self, rows: slice, columns: slice) -> Pair:
+        """What lies in a window of `eo`, whose starts and stops are multiples of `upscale`."""
+        fine, coarse = (rows, columns), (self._coarse(rows), self._coarse(columns))
+        mask, known = (None if x is None else x[fine] for x in (self.mask, self.discrepancy))
+        return Pair(self.sar[coarse], self.eo[fine], mask, self.id, known)
+
+    def _coarse(self, window: slice) -> slice:
+        return slice(window.start // self.upscale, window.stop // self.upscale)
+
 
 def read_pair(row: Mapping[str, Any]) -> Pair:
     """Read and check one row of `load_pairs`.
 
     The mask joins the row's `mask` image (nonzero = valid) with the nodata that the rasters themselves declare. Under
     the mask, SAR values that are not finite are set to the smallest valid value, so that they cannot spread. A
-    `discrepancy` image (nonzero = the images show different things) is for evaluation alone.
+    `discrepancy` image (nonzero = the images show different things) is for evaluation alone. In a row without a column
+    `sar`, as `load_pairs` gives them of EO images alone, the EO image takes its place, until it is degraded.
 
     Raises:
-        OSError, ValueError: unreadable image, unequal sizes, EO without 3 channels, NaN or infinity in valid pixels, an
-            all-black image, an empty mask. The message names the pair and the file.
+        OSError, ValueError: unreadable image, unequal sizes (see `size_ratio`), EO without 3 channels, NaN or infinity
+            in valid pixels, an all-black image, an empty mask. The message names the pair and the file.
     """
     optional = [key for key in ("mask", "discrepancy") if isinstance(row.get(key), Mapping)]
-    images = {key: _read_column(row, key) for key in ("sar", "eo", *optional)}
-    (sar, sar_valid), (eo, eo_valid) = images["sar"], images["eo"]
+    images = {key: _read_column(row, key) for key in ("sar", "eo", *optional) if key in row or key == "eo"}
+    eo, eo_valid = images["eo"]
+    sar, sar_valid = images.get("sar", images["eo"])
     sizes = {key: image.shape[:2] for key, (image, _) in images.items()}
-    if len(set(sizes.values())) > 1:
+    upscale = size_ratio(sizes)
+    if upscale is None:
         found = ", ".join(f"{key} {h} x {w} ({_name(row, key)})" for key, (h, w) in sizes.items())
-        raise ValueError(f"pair {row['id']}: sizes differ: {found}. Images of a pair must share one pixel grid.")
+        raise ValueError(
+            f"pair {row['id']}: sizes differ: {found}. Images of a pair must share one pixel grid; for super-resolution, "
+            "the first one has a whole fraction of the sides."
+        )
     if eo.ndim != 3 or eo.shape[2] != 3:
         raise ValueError(f"pair {row['id']}: {_name(row, 'eo')} has shape {eo.shape}; expected H x W x 3 (RGB).")
-    masks = [valid for valid in (sar_valid, eo_valid) if valid is not None]
+    masks = [] if sar_valid is None else [repeat(sar_valid, upscale)]
+    masks += [] if eo_valid is None else [eo_valid]
     if "mask" in images:
         masks.append(_nonzero(images["mask"][0]))
     mask = np.logical_and.reduce(masks) if masks else None
     if mask is not None and not mask.any():
-        raise ValueError(f"pair {row['id']}: no pixel is valid ({_name(row, 'sar')}): remove the pair or its mask.")
-    sar = _check_values(sar, mask, f"pair {row['id']}: {_name(row, 'sar')}")
+        raise ValueError(f"pair {row['id']}: no pixel is valid ({_name(row, next(iter(images)))}): remove the pair or its mask.")
+    coarse = None if mask is None else _any_of_blocks(mask, upscale)
     eo = _check_values(eo, mask, f"pair {row['id']}: {_name(row, 'eo')}")
+    sar = _check_values(sar, coarse, f"pair {row['id']}: {_name(row, 'sar')}") if "sar" in row else eo
     return Pair(sar, eo, mask, row["id"], _nonzero(images["discrepancy"][0]) if "discrepancy" in images else None)
+
+
+def size_ratio(sizes: Mapping[str, tuple[int, int]]) -> int | None:
+    """How many times the sides of `sar` (height, width), where there is one, go into those of `eo`.
+
+    None where that is no whole number, or another image has not the size of `eo`.
+    """
+    height, width = sizes["eo"]
+    sar_height, sar_width = sizes.get("sar", sizes["eo"])
+    ratio = height // sar_height
+    others = {size for key, size in sizes.items() if key != "sar"}
+    return ratio if (sar_height * ratio, sar_width * ratio) == (height, width) and len(others) == 1 else None
+
+
+def repeat(image: np.ndarray, times: int) -> np.ndarray:
+    """An image H x W (x C) with every pixel so many times in either direction."""
+    return image if times == 1 else image.repeat(times, axis=0).repeat(times, axis=1)
+
+
+def _any_of_blocks(mask: np.ndarray, side: int) -> np.ndarray:
+    """Whether any pixel of each block of `side` x `side` is True."""
+    height, width = mask.shape
+    return mask.reshape(height // side, side, width // side, side).any(axis=(1, 3))
 
 
 def _nonzero(image: np.ndarray) -> np.ndarray:
@@ -105,6 +156,7 @@ def load_pairs(
     eo_dir: str | None = None,
     mask_dir: str | None = None,
     columns: Mapping[str, str] | None = None,
+    eo_alone: bool = False,
 ) -> Pairs:
     """Load pairs from whatever holds them.
 
@@ -145,9 +197,11 @@ def load_pairs(
     split = split or next(iter(splits))
     if split not in splits:
         raise ValueError(f"{source} has no split {split!r}; found: {', '.join(splits)}.")
-    return splits[split]()
+    rows = splits[split]()
+    return rows.remove_columns("sar") if eo_alone else rows
 
 
 def list_splits(source: str | os.PathLike, **options: Any) -> list[str]:
     """The names of the splits that `load_pairs` finds; `options` are its `sar_dir`, `eo_dir`, `mask_dir`, `columns`."""
+    options.pop("eo_alone", None)
     return list(open_splits(source, True, **options))

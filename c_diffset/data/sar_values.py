@@ -25,7 +25,7 @@ def check_sar_values(pairs: Iterable[Pair], sar_transform: dict, source: str) ->
     units, found = check_sar_transform(sar_transform)["units"], {}
     for pair in pairs:
         bands = np.moveaxis(np.atleast_3d(pair.sar), -1, 0)
-        values = bands.reshape(len(bands), -1) if pair.mask is None else bands[:, pair.mask]
+        values = bands.reshape(len(bands), -1) if pair.mask is None else bands[:, pair.sar_mask]
         step = max(1, values.shape[1] // MOST_VALUES)
         found.setdefault((values.dtype, len(values)), []).append(values[:, ::step])
     for alike in found.values():

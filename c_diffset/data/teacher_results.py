@@ -14,8 +14,10 @@ from c_diffset.files import locked, read_json, write_json, written_aside
 CHUNK = 64
 
 
-def open_results(folder: str | Path, made_with: dict[str, str | int]) -> Path:
+def open_results(folder: str | Path, made_with: dict[str, str | int], what: str = "the teacher's results") -> Path:
     """Make the folder of the teacher's results, or check that what is there was made in the same way.
+
+    `what` is what messages call them.
 
     Raises:
         ValueError: the folder holds results of another teacher, other data or other settings; the message names them.
@@ -24,14 +26,14 @@ def open_results(folder: str | Path, made_with: dict[str, str | int]) -> Path:
     index = folder / "index.json"
     if not index.exists():
         if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder} holds other files: name a new folder for the teacher's results")
+            raise ValueError(f"{folder} holds other files: name a new folder for {what}")
         folder.mkdir(parents=True, exist_ok=True)
         write_json(index, made_with)
     stored = read_json(index)
     changed = [name for name in made_with if stored.get(name) != made_with[name]]
     if changed:
         differences = [f"{name} is {made_with[name]}, but {stored.get(name)} in {folder}" for name in changed]
-        raise ValueError(f"the teacher's results were made otherwise: {'; '.join(differences)}; name a new folder")
+        raise ValueError(f"{what} were made otherwise: {'; '.join(differences)}; name a new folder")
     return folder
 
 
@@ -42,6 +44,7 @@ def build_results(
     batch_size: int,
     rank: int = 0,
     world: int = 1,
+    what: str = "teacher's results",
 ) -> None:
     """Compute those chunks of results 0 ... `count` that are missing; each process takes every `world`-th of them.
 
@@ -50,7 +53,7 @@ def build_results(
     """
     chunks = range(-(-count // CHUNK))
     missing = [chunk for chunk in chunks if not _chunk_file(folder, chunk).exists()]
-    for chunk in tqdm(missing[rank::world], desc="teacher's results", unit=f"x{CHUNK}", disable=rank > 0):
+    for chunk in tqdm(missing[rank::world], desc=what, unit=f"x{CHUNK}", disable=rank > 0):
         target = _chunk_file(folder, chunk)
         with locked(target.with_suffix(".lock"), "another training computes these results", timeout=-1):
             if target.exists():
@@ -63,6 +66,15 @@ def build_results(
 
 def _chunk_file(folder: Path, chunk: int) -> Path:
     return folder / f"{chunk:05d}.npy"
+
+
+def read_result(folder: Path, number: int) -> torch.Tensor:
+    """Result `number`, C x h x w, float32."""
+    path = _chunk_file(folder, number // CHUNK)
+    try:
+        return torch.from_numpy(np.load(path, mmap_mode="r")[number % CHUNK].astype(np.float32))
+    except (ValueError, EOFError, IndexError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, and it is computed again") from None
 
 
 class ResultSamples(Dataset):
@@ -81,10 +93,6 @@ class ResultSamples(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         crop, number = int(key[0]), key[1]
-        path = _chunk_file(self.folder, crop // CHUNK)
-        try:
-            result = torch.from_numpy(np.load(path, mmap_mode="r")[crop % CHUNK].astype(np.float32))
-        except (ValueError, EOFError, IndexError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error}): remove it, and it is computed again") from None
+        result = read_result(self.folder, crop)
         sample = self.samples[shuffled_row(self.seed, crop, len(self.samples)), crop]
         return sample | self.samples.further_noise(number, self.more_noise) | {"result": result}

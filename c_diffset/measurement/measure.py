@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lpips
 import numpy as np
@@ -75,7 +75,7 @@ def evaluate_pairs(
             height, width = batch[0].eo.shape[:2]
             raise ValueError(f"pair {batch[0].id} is {height} x {width}: the metrics need at least {least} x {least}")
         _warn_of_size(pipe, *batch[0].eo.shape[:2])
-        tensors = [pair_to_tensors(pair, pipe.config.sar_transform, pipe.config.eo_transform) for pair in batch]
+        tensors = [to_tensors(pair, pipe) for pair in batch]
         generators = [noise_generator(seed, number + i) for i in range(len(batch))]
         options = {"num_inference_steps": num_inference_steps, "generator": generators, "output_type": "pt"}
         output = pipe([pair.sar for pair in batch], **options)
@@ -99,6 +99,11 @@ def evaluate_pairs(
             own["discrepancy"] = None if known is None else torch.from_numpy(known)
             yield PairResult(batch[i].id, metrics, sar[i], generated[i], eo[i], **own)
         number += len(batch)
+
+
+def to_tensors(pair: Pair, pipe: CDiffSETPipeline) -> dict[str, Tensor]:
+    """`pair_to_tensors` with the settings of a pipeline."""
+    return pair_to_tensors(pair, pipe.config.sar_transform, pipe.config.eo_transform, pipe.config.upscale)
 
 
 def _warn_of_size(pipe: CDiffSETPipeline, height: int, width: int) -> None:
@@ -137,12 +142,15 @@ def crop_pairs(pairs: Iterable[Pair], size: int) -> Iterator[Pair]:
         height, width = pair.eo.shape[:2]
         if min(height, width) < size:
             raise ValueError(f"pair {pair.id} is {height} x {width}, smaller than crop_size {size}: lower crop_size")
+        if size % pair.upscale:
+            raise ValueError(
+                f"crop_size is {size}: expected a multiple of {pair.upscale}, the factor of pair {pair.id}"
+            )
         for top in range(0, height - size + 1, size):
             for left in range(0, width - size + 1, size):
-                window = (slice(top, top + size), slice(left, left + size))
-                mask, known = (None if x is None else x[window] for x in (pair.mask, pair.discrepancy))
-                if mask is None or mask.mean() >= MIN_VALID:
-                    yield Pair(pair.sar[window], pair.eo[window], mask, f"{pair.id}_{top}_{left}", known)
+                crop = pair.part(slice(top, top + size), slice(left, left + size))
+                if crop.mask is None or crop.mask.mean() >= MIN_VALID:
+                    yield replace(crop, id=f"{pair.id}_{top}_{left}")
 
 
 def mean_metrics(rows: list[dict]) -> dict[str, float]:
@@ -180,7 +188,7 @@ def floors_and_ceiling(
     """
     rows: dict[str, list[dict[str, float]]] = {}
     for pair in pairs:
-        tensors = pair_to_tensors(pair, pipe.config.sar_transform, pipe.config.eo_transform)
+        tensors = to_tensors(pair, pipe)
         true, sar = tensors["eo"][None].to(pipe.device), _grey(tensors["sar"])[None].to(pipe.device)
         eo, mask = true * 0.5 + 0.5, tensors["mask"][None].to(pipe.device) if "mask" in tensors else None
         predictions = {"sar_grey": sar}

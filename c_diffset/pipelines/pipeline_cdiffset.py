@@ -435,6 +435,13 @@ def check_backscatter(image, sar_transform: dict) -> None:
 
 
 @torch.no_grad()
+def enlarge(images: torch.Tensor, upscale: int) -> torch.Tensor:
+    """Images B x C x H x W in [-1, 1] to `upscale` times the sides, bicubic, clamped; of an upscale of 1, as is."""
+    if upscale == 1:
+        return images
+    return F.interpolate(images, scale_factor=upscale, mode="bicubic").clamp(-1, 1)
+
+
 def align(model: Model) -> Model:
     """Copy each weight that starts at no multiple of 64 bytes, as in mapped safetensors; returns the model.
 
@@ -599,10 +606,8 @@ class CDiffSETPipeline(DiffusionPipeline):
         return self.unet.config.out_channels == self.eo_channels + 1
 
     def enlarge(self, images: torch.Tensor) -> torch.Tensor:
-        """Images B x C x H x W in [-1, 1] to `upscale` times the sides, bicubic, clamped; of an upscale of 1, as is."""
-        if self.config.upscale == 1:
-            return images
-        return F.interpolate(images, scale_factor=self.config.upscale, mode="bicubic").clamp(-1, 1)
+        """`enlarge` by the `upscale` of this model."""
+        return enlarge(images, self.config.upscale)
 
     def to_residual(self, latents: torch.Tensor, sar_latents: torch.Tensor) -> torch.Tensor:
         """EO latents B x C x h x w to what is diffused: themselves, or their difference to those of the input."""

@@ -69,8 +69,12 @@ class DataConfig:
         validation_fraction: Share of the pairs that is held out of the training and validated on, in place of a
             `validation_split`: by region, scene or bounds where the data name them, else at random.
         crop_size: Side of the random square crops, in pixels.
+        degradation: How low-resolution images are made of the EO images, for super-resolution by the model's `upscale`:
+            "real_esrgan" (blur, resize, noise and JPEG, twice) or "bicubic"; null takes the data's own pairs.
         augment: Whether crops are flipped and turned at random.
         latent_cache: Folder of the latent cache; without it, every image is encoded anew.
+        latent_crops: Number of crops that the latent cache holds where images are degraded: the training goes through
+            them again and again, with new noise.
         streaming: Whether the data set is read as a stream.
         shuffle_buffer: Number of pairs that are held in memory for shuffling a stream.
         num_workers: Number of processes that load pairs, for each training process.
@@ -81,8 +85,10 @@ class DataConfig:
     validation_split: str | None = "validation"
     validation_fraction: float | None = number(None, 0.0001, 0.9)
     crop_size: int = number(256, 1, 65_536)
+    degradation: Literal["real_esrgan", "bicubic"] | None = None
     augment: bool = True
     latent_cache: str | None = None
+    latent_crops: int = number(16_384, 1, 100_000_000)
     streaming: bool = False
     shuffle_buffer: int = number(1000, 1, 10_000_000)
     num_workers: int = number(0, 0, 1024)

@@ -45,13 +45,13 @@ class EOCrops(TrainingPairs):
         """Training sample `number`, made of this row."""
         rng = sample_rng(self.seed, number)
         pair = read_pair(row)
-        images = {"sar": np.moveaxis(pair.eo, -1, 0)}  # as large as the SAR image, whose size counts
+        images = {"eo": np.moveaxis(pair.eo, -1, 0)}
         if pair.mask is not None:
             images["mask"] = pair.mask[None]
         images = random_crop(images, self.crop_size, rng, pair.id)
         which = rng.integers(FLIPS_AND_TURNS) if self.augment else 0
         turned = {key: flip_and_turn(image, which) for key, image in images.items()}
-        sample = {"eo": eo_to_tensor(turned["sar"], self.eo_transform), "number": number}
+        sample = {"eo": eo_to_tensor(turned["eo"], self.eo_transform), "number": number}
         return sample | {key: torch.from_numpy(turned[key].astype(np.float32)) for key in turned if key == "mask"}
 
 

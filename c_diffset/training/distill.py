@@ -17,7 +17,7 @@ from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.training.consistency import ConsistencyDistill
 from c_diffset.training.distill_config import DistillConfig
 from c_diffset.training.loop import make_accelerator, train
-from c_diffset.training.pairs import check_pairs, training_pairs
+from c_diffset.training.pairs import check_pairs, eo_alone, training_pairs
 from c_diffset.training.task import with_components
 from c_diffset.training.time_aware import TimeAwareDistill
 
@@ -119,6 +119,7 @@ def distill(config: DistillConfig) -> Path:
     teacher = load_teacher(config)
     pairs, source = training_pairs(config), config.data.source
     check_eo_of_model(pairs, teacher.config.eo_transform, source)
-    check_sar_values(some_pairs(pairs), teacher.config.sar_transform, source)
+    if not eo_alone(config):
+        check_sar_values(some_pairs(pairs), teacher.config.sar_transform, source)
     task = METHODS[config.method](config, teacher, build_student(config, teacher))
     return train(task, config, accelerator, some)

@@ -20,7 +20,7 @@ from c_diffset.pipelines.pipeline_cdiffset import (
 )
 from c_diffset.training.config import FinetuneConfig, ModelConfig
 from c_diffset.training.loop import make_accelerator, train
-from c_diffset.training.pairs import check_pairs, training_pairs
+from c_diffset.training.pairs import check_pairs, eo_alone, training_pairs
 from c_diffset.training.task import PairsTask
 
 
@@ -151,7 +151,8 @@ def finetune(config: FinetuneConfig) -> Path:
         config.model.eo_transform = declared_eo_transform(pairs, source)  # a setting of the run from here on
     pipe = build_pipeline(config.model)
     check_eo_values(some_pairs(pairs), pipe.config.eo_transform, source)
-    check_sar_values(some_pairs(pairs), pipe.config.sar_transform, source)
+    if not eo_alone(config):
+        check_sar_values(some_pairs(pairs), pipe.config.sar_transform, source)
     if pipe.unet.config.sample_size is None:  # scenes are translated in tiles of what the model was trained at
         pipe.unet.register_to_config(sample_size=config.data.crop_size // pipe.vae_scale_factor)
     task = Finetune(config, pipe, config.model.lora_rank)

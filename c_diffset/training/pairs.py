@@ -23,7 +23,7 @@ def training_pairs(config: RunConfig) -> Pairs:
     data = config.data
     if data.validation_fraction:
         return _divided(config).train
-    return load_pairs(data.source, split=data.split, streaming=data.streaming)
+    return load_pairs(data.source, split=data.split, streaming=data.streaming, eo_alone=eo_alone(config))
 
 
 def validation_pairs(config: RunConfig) -> Dataset | None:
@@ -37,19 +37,25 @@ def validation_pairs(config: RunConfig) -> Dataset | None:
         return _divided(config).validation
     if data.validation_split is None:
         return None
-    splits = list_splits(data.source)
+    splits = list_splits(data.source, eo_alone=eo_alone(config))
     if data.validation_split not in splits:
         raise ValueError(
             f"{data.source} has no split {data.validation_split!r} to validate on; found: {', '.join(splits)}. Hold "
             "out a part of the pairs by --data.validation_fraction 0.1, name another split by --data.validation_split, "
             "or train without validation by --data.validation_split null"
         )
-    return load_pairs(data.source, split=data.validation_split)
+    return load_pairs(data.source, split=data.validation_split, eo_alone=eo_alone(config))
 
 
 def _divided(config: RunConfig) -> HeldOut:
     data = config.data
-    return hold_out(load_pairs(data.source, split=data.split), data.validation_fraction, config.seed)
+    rows = load_pairs(data.source, split=data.split, eo_alone=eo_alone(config))
+    return hold_out(rows, data.validation_fraction, config.seed)
+
+
+def eo_alone(config: RunConfig) -> bool:
+    """Whether only the EO images of the data are read."""
+    return config.data.degradation is not None
 
 
 def look_at_pairs(config: RunConfig) -> DataSummary:

@@ -11,8 +11,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from c_diffset.data.batches import TrainingPairs, pair_to_tensors, training_loader
-from c_diffset.data.latents import CachedPairs, build_latent_cache
+from c_diffset.data.degradation import Degradation
+from c_diffset.data.degraded_crops import DegradedCrops, crops_folder, encode_crops
+from c_diffset.data.latents import CachedPairs, build_latent_cache, fingerprint
 from c_diffset.data.pairs import Pair
+from c_diffset.data.teacher_results import build_results
 from c_diffset.models.unet import add_lora, without_variance
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.training.checkpoint import Part
@@ -50,10 +53,11 @@ class Task:
     """A training method, as the loop sees it: `model` is averaged, validated and saved, its part `trained` is trained.
 
     A method says what its batches are (`loader`), what the loss of one is (`loss`), and what is saved (`pipeline`).
-    `sar_transform` is that of the model, where it reads SAR images.
+    `sar_transform` is that of the model, where it reads SAR images, and `degradation` makes these of the EO images.
     """
 
     sar_transform: dict | None = None
+    degradation: Degradation | None = None
 
     def __init__(self, config: RunConfig, model: nn.Module, trained: nn.Module):
         self.config, self.model, self.trained = config, model, trained
@@ -74,7 +78,7 @@ class Task:
         self.validator = None
         pairs = validation_pairs(self.config) if accelerator.is_main_process else None
         if pairs is not None:
-            self.validator = Validator(pairs, self.config.validation, accelerator.device)
+            self.validator = Validator(pairs, self.config.validation, accelerator.device, self.degradation)
 
     def parts(self) -> dict[str, Part]:
         """What a checkpoint holds, by name."""
@@ -157,6 +161,8 @@ class PairsTask(Task):
             found, expected = config.data.crop_size, pipe.size_multiple
             raise ValueError(f"data.crop_size is {found}, expected a multiple of {expected} for this model")
         self.pipe, self.lora_rank, self.sar_transform = pipe, lora_rank, pipe.config.sar_transform
+        if config.data.degradation is not None:
+            self.degradation = make_degradation(config, pipe)
         pipe.unet.train().requires_grad_(True)
         if pipe.vae is not None:
             pipe.vae.requires_grad_(False)
@@ -173,7 +179,8 @@ class PairsTask(Task):
 
     def see(self, pair: Pair) -> dict[str, torch.Tensor]:
         """A pair after the transforms of the pipeline."""
-        return pair_to_tensors(pair, self.sar_transform, self.pipe.config.eo_transform)
+        pair = pair if self.degradation is None else self.degradation(pair, 0)
+        return pair_to_tensors(pair, self.sar_transform, self.pipe.config.eo_transform, self.pipe.config.upscale)
 
     def samples(self, accelerator: Accelerator) -> TrainingPairs:
         """The training samples, out of the latent cache where there is one."""
@@ -185,13 +192,43 @@ class PairsTask(Task):
             augment=data.augment,
             factor=self.pipe.vae_scale_factor,
             num_train_timesteps=self.pipe.scheduler.config.num_train_timesteps,
+            upscale=self.pipe.config.upscale,
         )
-        if data.latent_cache:
+        if data.latent_cache and self.degradation is None:
             with accelerator.main_process_first():
                 cache = build_latent_cache(self.pipe, pairs, data.latent_cache, PRECISION[accelerator.mixed_precision])
             return CachedPairs(cache, channels=self.pipe.eo_channels, **options)
         transforms = (self.pipe.config.sar_transform, self.pipe.config.eo_transform)
-        return TrainingPairs(pairs, *transforms, noise_channels=self.pipe.eo_channels, **options)
+        options |= dict(noise_channels=self.pipe.eo_channels)
+        samples = TrainingPairs(pairs, *transforms, degradation=self.degradation, **options)
+        return self.cached_crops(accelerator, samples, options) if data.latent_cache else samples
+
+    def cached_crops(self, accelerator: Accelerator, samples: TrainingPairs, options: dict) -> DegradedCrops:
+        """The first `data.latent_crops` of degraded samples, encoded once."""
+        data = self.config.data
+        made_with = self.samples_made_with(accelerator, samples.pairs)
+        with accelerator.main_process_first():
+            folder = crops_folder(data.latent_cache, made_with)
+
+        def encode(numbers: list[int]) -> torch.Tensor:
+            with accelerator.autocast():
+                return encode_crops(samples, numbers, self.pipe)
+
+        place = (accelerator.process_index, accelerator.num_processes)
+        build_results(folder, data.latent_crops, encode, self.config.batch_size, *place, what="encoding crops")
+        accelerator.wait_for_everyone()
+        return DegradedCrops(folder, data.latent_crops, **options)
+
+    def samples_made_with(self, accelerator: Accelerator, pairs) -> dict[str, str | int]:
+        """All that training samples depend on, up to their noise."""
+        data, made_by = self.config.data, self.degradation
+        settings = {
+            "data": fingerprint(self.pipe, pairs, PRECISION[accelerator.mixed_precision]),
+            "crop_size": data.crop_size,
+            "augment": data.augment,
+            "seed": self.config.seed,
+        }
+        return settings if made_by is None else settings | {"degradation": f"{made_by.name} {made_by.upscale}"}
 
     def loader(self, accelerator: Accelerator, start: int) -> DataLoader:
         """Endless batches of this process, from sample number `start` on."""
@@ -231,6 +268,23 @@ class PairsTask(Task):
         """Write a LoRA as a standard adapter, `lora/`."""
         if self.lora_rank:
             run.replace("lora", self.model.save_lora_adapter)
+
+
+def make_degradation(config: RunConfig, pipe: CDiffSETPipeline) -> Degradation:
+    """What makes the low-resolution images of a training.
+
+    Raises:
+        ValueError: the model does not enlarge, or reads something else than display values of three bands.
+    """
+    upscale, transform = pipe.config.upscale, pipe.config.sar_transform
+    if upscale == 1:
+        raise ValueError(
+            f"data.degradation is {config.data.degradation}, but the model's upscale is 1: set model.upscale, such as 4"
+        )
+    if transform["units"] != "display" or transform["channels"] != [0, 1, 2]:
+        found = f"units {transform['units']} and channels {transform['channels']}"
+        raise ValueError(f"data.degradation makes display values of 3 bands, but the sar_transform has {found}")
+    return Degradation(config.data.degradation, upscale, pipe.config.eo_transform, config.seed)
 
 
 def with_components(pipe: CDiffSETPipeline, **changes) -> CDiffSETPipeline:

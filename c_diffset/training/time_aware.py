@@ -5,14 +5,13 @@ from accelerate import Accelerator
 from torch.utils.data import default_collate
 
 from c_diffset.data.batches import TrainingPairs, shuffled_row
-from c_diffset.data.latents import fingerprint
 from c_diffset.data.teacher_results import ResultSamples, build_results, open_results
 from c_diffset.models.critics import TimeAwareCritic, encoder_half
 from c_diffset.objectives.denoising import add_noise, clean_and_noise, denoising_loss
 from c_diffset.objectives.time_aware import score_distillation_loss
 from c_diffset.training.pairs import training_pairs
 from c_diffset.training.student import Distill, keep_valid, teacher_fingerprint
-from c_diffset.training.task import PRECISION, with_components
+from c_diffset.training.task import with_components
 
 
 class TimeAwareDistill(Distill):
@@ -58,15 +57,8 @@ class TimeAwareDistill(Distill):
 
     def results_made_with(self, accelerator: Accelerator) -> dict[str, str | int]:
         """All that the teacher's results depend on."""
-        data, pairs = self.config.data, training_pairs(self.config)
-        return {
-            "teacher": teacher_fingerprint(self.teacher_pipe),
-            "data": fingerprint(self.teacher_pipe, pairs, PRECISION[accelerator.mixed_precision]),
-            "steps": self.teacher_steps,
-            "crop_size": data.crop_size,
-            "augment": data.augment,
-            "seed": self.config.seed,
-        }
+        teacher = {"teacher": teacher_fingerprint(self.teacher_pipe), "steps": self.teacher_steps}
+        return teacher | self.samples_made_with(accelerator, training_pairs(self.config))
 
     def losses(self, accelerator: Accelerator, batch: dict) -> dict[str, torch.Tensor]:
         """The losses of the regression, the score distillation, the variance and the critic."""

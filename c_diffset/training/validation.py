@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
+from c_diffset.data.degradation import Degradation
 from c_diffset.data.pairs import read_pair
 from c_diffset.measurement.measure import crop_pairs, evaluate_pairs, mean_metrics
 from c_diffset.measurement.networks import load_lpips
@@ -24,10 +25,12 @@ def title_of(step: int) -> str:
 class Validator:
     """Samples the same crops with the same noise at every call, so that its figures can be compared over a run.
 
-    The crops are spread evenly over the validation split.
+    The crops are spread evenly over the validation split. Where images are degraded, crop number n has degradation n.
     """
 
-    def __init__(self, pairs: Dataset, config: ValidationConfig, device: torch.device):
+    def __init__(
+        self, pairs: Dataset, config: ValidationConfig, device: torch.device, degradation: Degradation | None = None
+    ):
         self.config = config
         rows = list(pairs)
         crops = []
@@ -36,6 +39,8 @@ class Validator:
             available = crop_pairs(whole, config.crop_size) if config.crop_size else whole
             crops.append(list(islice(available, -(-config.num_images // len(rows)))))
         self.pairs = [pair for group in crops for pair in group][: config.num_images]
+        if degradation is not None:
+            self.pairs = [degradation(pair, number) for number, pair in enumerate(self.pairs)]
         self.lpips_model = None
         if config.metric == "lpips" or config.lpips_weights is not None:
             self.lpips_model = load_lpips(config.lpips_net, config.lpips_weights).to(device)

@@ -123,7 +123,7 @@ def test_one_invalid_pixel_makes_its_latent_pixel_invalid():
 
 def test_a_crop_larger_than_the_image_names_the_pair():
     with pytest.raises(ValueError, match="pair lake is 8 x 9, smaller than crop_size 16"):
-        random_crop({"sar": torch.zeros(1, 8, 9)}, 16, np.random.default_rng(0), "lake")
+        random_crop({"eo": torch.zeros(3, 8, 9)}, 16, np.random.default_rng(0), "lake")
 
 
 def test_times_cover_the_schedule_and_noise_is_gaussian(source):
