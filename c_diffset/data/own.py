@@ -11,12 +11,11 @@ from datasets import Dataset, Image
 
 from c_diffset.data.items import Found, Item, match
 from c_diffset.data.pairs import list_splits, load_pairs
-from c_diffset.data.sources import find_images
+from c_diffset.data.sources import SPLITS, find_images
 from c_diffset.data.splits import STRIPS_OF_GROUND, describe_split, places
 from c_diffset.files import image_kind
 
 OWN = ("folders", "csv", "parquet", "webdataset", "hub")  # what `load_pairs` reads
-SPLITS = ("train", "validation", "test")
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "tiff": ".tif", None: ""}
 SIDES = ("sar", "eo", "mask")
 AS_GIVEN = "as given (whether the splits share ground is not known)"

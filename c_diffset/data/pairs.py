@@ -75,8 +75,8 @@ def read_pair(row: Mapping[str, Any]) -> Pair:
     if upscale is None:
         found = ", ".join(f"{key} {h} x {w} ({_name(row, key)})" for key, (h, w) in sizes.items())
         raise ValueError(
-            f"pair {row['id']}: sizes differ: {found}. Images of a pair must share one pixel grid; for super-resolution, "
-            "the first one has a whole fraction of the sides."
+            f"pair {row['id']}: sizes differ: {found}. Images of a pair must share one pixel grid, or for "
+            "super-resolution the first one must have a whole fraction of the sides."
         )
     if eo.ndim != 3 or eo.shape[2] != 3:
         raise ValueError(f"pair {row['id']}: {_name(row, 'eo')} has shape {eo.shape}; expected H x W x 3 (RGB).")
@@ -86,7 +86,9 @@ def read_pair(row: Mapping[str, Any]) -> Pair:
         masks.append(_nonzero(images["mask"][0]))
     mask = np.logical_and.reduce(masks) if masks else None
     if mask is not None and not mask.any():
-        raise ValueError(f"pair {row['id']}: no pixel is valid ({_name(row, next(iter(images)))}): remove the pair or its mask.")
+        raise ValueError(
+            f"pair {row['id']}: no pixel is valid ({_name(row, next(iter(images)))}): remove the pair or its mask."
+        )
     coarse = None if mask is None else _any_of_blocks(mask, upscale)
     eo = _check_values(eo, mask, f"pair {row['id']}: {_name(row, 'eo')}")
     sar = _check_values(sar, coarse, f"pair {row['id']}: {_name(row, 'sar')}") if "sar" in row else eo
@@ -182,6 +184,9 @@ def load_pairs(
         sar_dir, eo_dir, mask_dir: The folders of the two-folder form, relative to `source` or to its split folders.
         columns: The names that columns of a table, of Parquet or of the Hub have in the data, by those expected here,
             such as `{"sar": "s1", "eo": "s2"}`.
+        eo_alone: Load the EO images alone, for super-resolution: rows have no `sar`. Beside the forms above, `source`
+            may then be a folder of images, at its root or in folders `train`, `validation` and `test`; a table with
+            `file_name`; or Parquet, WebDataset and data sets of the Hub with one column of images.
 
     Returns:
         Columns `sar`, `eo`, optional `mask` and others (each `Image(decode=False)`), `id` and the metadata. Nested
@@ -191,17 +196,16 @@ def load_pairs(
         ValueError, OSError: unknown form or split, a missing partner or file, a path that leaves its folder, a damaged
             file, repeated ids. The message names it.
     """
-    splits = open_splits(source, streaming, sar_dir, eo_dir, mask_dir, columns)
+    splits = open_splits(source, streaming, sar_dir, eo_dir, mask_dir, columns, eo_alone)
     if split is None and len(splits) > 1:
         raise ValueError(f"{source} has several splits: {', '.join(splits)}. Name one with `split`.")
     split = split or next(iter(splits))
     if split not in splits:
         raise ValueError(f"{source} has no split {split!r}; found: {', '.join(splits)}.")
-    rows = splits[split]()
-    return rows.remove_columns("sar") if eo_alone else rows
+    return splits[split]()
 
 
 def list_splits(source: str | os.PathLike, **options: Any) -> list[str]:
-    """The names of the splits that `load_pairs` finds; `options` are its `sar_dir`, `eo_dir`, `mask_dir`, `columns`."""
-    options.pop("eo_alone", None)
+    """The names of the splits that `load_pairs` finds; `options` are its `sar_dir`, `eo_dir`, `mask_dir`, `columns`,
+    `eo_alone`."""
     return list(open_splits(source, True, **options))

@@ -31,6 +31,7 @@ from c_diffset.files import HUB_ID, check_id
 IMAGES = ("sar", "eo", "mask", "discrepancy")  # what `read_pair` reads
 LISTED = 20  # names in one message
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+SPLITS = ("train", "validation", "test")
 TABLE_NAMES = ("metadata.jsonl", "metadata.csv")
 IMAGE_KEY = "_file_name"  # `sar_file_name` in a table becomes the image column `sar`, as `imagefolder` has it
 
@@ -45,19 +46,24 @@ def open_splits(
     eo_dir: str | None = None,
     mask_dir: str | None = None,
     columns: Mapping[str, str] | None = None,
+    eo_alone: bool = False,
 ) -> dict[str, Callable[[], Pairs]]:
-    """Recognise the form of `source`; return for every split the function that loads it."""
+    """Recognise the form of `source`; return for every split the function that loads it.
+
+    With `eo_alone`, rows have no `sar`, and need none: folders, tables and data sets of one image are recognised too.
+    """
     path, readers, names = Path(source), {}, {old: new for new, old in (columns or {}).items()}
     if path.suffix == ".csv" and path.is_file():
-        readers = _table_splits([path], path.parent, names)
+        readers = _table_splits([path], path.parent, names, eo_alone)
     elif path.is_dir():
         tables = [] if sar_dir or eo_dir else _find_tables(path)
-        readers = _table_splits(tables, path, names)
+        readers = _table_splits(tables, path, names, eo_alone)
         if not readers and not names:
-            readers = _folder_splits(path, sar_dir or "sar", eo_dir or "eo", mask_dir or "mask")
+            dirs = (sar_dir or "sar", eo_dir or "eo", mask_dir or "mask")
+            readers = _eo_splits(path, *dirs[1:]) if eo_alone else _folder_splits(path, *dirs)
     if readers:
         return {name: partial(_from_rows, str(source), read, streaming) for name, read in readers.items()}
-    return _packed_splits(path, str(source), streaming, names)
+    return _packed_splits(path, str(source), streaming, names, eo_alone)
 
 
 def _from_rows(source: str, read: Callable[[], list[Row]], streaming: bool) -> Pairs:
@@ -182,15 +188,17 @@ def _find_tables(root: Path) -> list[Path]:
     return [file for file in found if file.is_file()]
 
 
-def _table_splits(tables: list[Path], root: Path, new: Mapping[str, str]) -> dict[str, Callable[[], list[Row]]]:
+def _table_splits(
+    tables: list[Path], root: Path, new: Mapping[str, str], eo_alone: bool
+) -> dict[str, Callable[[], list[Row]]]:
     """A table in a split folder is one split, a table at the root is divided by its column `split`."""
     splits = {}
     for table in tables:
         if table.parent == root:
             names = dict.fromkeys(check_id(_split_of(entry), str(table)) for entry in _read_table(table, new))
-            splits |= {name: partial(_table_rows, table, root, new, name) for name in names}
+            splits |= {name: partial(_table_rows, table, root, new, eo_alone, name) for name in names}
         else:
-            splits[table.parent.name] = partial(_table_rows, table, root, new)
+            splits[table.parent.name] = partial(_table_rows, table, root, new, eo_alone)
     return splits
 
 
@@ -230,19 +238,31 @@ def _renamed(entry: Row, new: Mapping[str, str], where: str) -> Row:
     return {names.get(key, key): value for key, value in entry.items()}
 
 
-def _table_rows(table: Path, root: Path, new: Mapping[str, str], split: str | None = None) -> list[Row]:
-    """The rows of one split; warns of images beside the SAR images that the table does not name."""
-    rows, named, entries = [], set(), _read_table(table, new)
-    columns = {}  # of images, by their keys
-    for key in dict.fromkeys(key for entry in entries for key in entry):
+def _image_columns(table: Path, keys: Iterable[str], eo_alone: bool) -> dict[str, str]:
+    """The columns of a table that name images: their keys to the names of the images.
+
+    Of EO images alone it is also `file_name`, as `imagefolder` has it.
+    """
+    columns = {}
+    for key in keys:
         if key.endswith(IMAGE_KEY) or (table.suffix == ".csv" and key in IMAGES):
             columns[key] = check_id(key.removesuffix(IMAGE_KEY), f"{table}, {key!r:.200}")
             if columns[key] in ("id", "split"):
                 raise ValueError(f"{table}: {key!r} cannot be an image: rename it.")
+    return columns if not eo_alone or "eo" in columns.values() else columns | {"file_name": "eo"}
+
+
+def _table_rows(table: Path, root: Path, new: Mapping[str, str], eo_alone: bool, split: str | None = None) -> list[Row]:
+    """The rows of one split; warns of images beside the first images of rows that the table does not name."""
+    rows, named, entries = [], set(), _read_table(table, new)
+    columns = _image_columns(table, dict.fromkeys(key for entry in entries for key in entry), eo_alone)
+    needed = ["eo"] if eo_alone else ["sar", "eo"]
     absent = []
     for number, entry in enumerate(entries, 1):
         row, where = {}, f"{table}, row {number}"
         for key, value in entry.items():
+            if eo_alone and columns.get(key) == "sar":
+                continue
             if key not in columns:
                 _check_key(key, columns.values(), where)
                 row[key] = _flat(value)
@@ -253,16 +273,16 @@ def _table_rows(table: Path, root: Path, new: Mapping[str, str], split: str | No
                 if not os.path.isfile(row[columns[key]]):
                     absent.append(f"row {number}: {value!r:.500}")
         named.update(value for value in row.values() if isinstance(value, _ImagePath))
-        missing = [key for key in ("sar", "eo") if key not in row]
+        missing = [key for key in needed if key not in row]
         if missing:
             raise ValueError(f"{where} has no {' or '.join(missing)}; found {', '.join(entry)!r:.200}.")
-        row["id"] = check_id(str(row.get("id") or Path(row["sar"]).stem), where)
+        row["id"] = check_id(str(row.get("id") or Path(row[needed[0]]).stem), where)
         if split is None or _split_of(row) == split:
             rows.append(row)
     if absent:
         what = "is not a file" if len(absent) == 1 else "are not files"
         raise FileNotFoundError(f"{table}, {_some(absent)} {what} in {os.path.abspath(table.parent)}.")
-    folders = {os.path.dirname(row["sar"]) for row in rows}
+    folders = {os.path.dirname(row[needed[0]]) for row in rows}
     stray = {file.path for folder in folders for file in os.scandir(folder) if _is_image(file.name)} - named
     if stray:
         warnings.warn(f"{table} leaves out {len(stray)} images, such as {min(stray)}.", stacklevel=2)
@@ -316,6 +336,35 @@ def _folder_rows(root: Path, sar_dir: Path, eo_dir: Path, mask_dir: Path) -> lis
     return rows
 
 
+def _eo_splits(root: Path, eo_dir: str, mask_dir: str) -> dict[str, Callable[[], list[Row]]]:
+    """EO images alone: in `eo_dir` (with masks in `mask_dir`) as in `_folder_splits`, else in folders named like
+    splits, else anywhere."""
+    if (root / eo_dir).is_dir():
+        parents = {"train": root}
+    else:
+        parents = {child.name: child for child in sorted(root.glob("[!.]*")) if (child / eo_dir).is_dir()}
+    if parents:
+        folders = {name: (parent / eo_dir, parent / mask_dir) for name, parent in parents.items()}
+    else:
+        names = [name for name in SPLITS if (root / name).is_dir()]
+        folders = {name: (root / name, None) for name in names} or {"train": (root, None)}
+    return {
+        name: partial(_eo_rows, root, *places)
+        for name, places in folders.items()
+        if next(find_images(places[0], root), None) is not None
+    }
+
+
+def _eo_rows(root: Path, eo_dir: Path, mask_dir: Path | None) -> list[Row]:
+    masks = {} if mask_dir is None else list_images(mask_dir, root)
+    rows = []
+    for stem, path in list_images(eo_dir, root).items():
+        images = {"eo": path} | ({"mask": masks[stem]} if stem in masks else {})
+        name = check_id(stem.replace("/", "_"), str(eo_dir))
+        rows.append({key: _ImagePath(image) for key, image in images.items()} | {"id": name})
+    return rows
+
+
 # ----------------------------------------------------------------------------- Parquet, WebDataset, Hugging Face Hub
 
 
@@ -330,7 +379,9 @@ def _reading(source: str) -> Iterator[None]:
         raise kind(f"{source} cannot be read as a data set: {reason}") from error
 
 
-def _packed_splits(path: Path, source: str, streaming: bool, new: Mapping[str, str]) -> dict[str, Callable[[], Pairs]]:
+def _packed_splits(
+    path: Path, source: str, streaming: bool, new: Mapping[str, str], eo_alone: bool
+) -> dict[str, Callable[[], Pairs]]:
     """Splits of what `datasets` reads itself. Local files belong to the split that their path names, else to train."""
     hub = None
     if not path.exists():
@@ -338,7 +389,7 @@ def _packed_splits(path: Path, source: str, streaming: bool, new: Mapping[str, s
             raise FileNotFoundError(f"{source} is neither a file or folder nor the id of a data set on the Hub.")
         form, data_files, hub = source, None, source
     else:
-        form, files = _packed_files(path)
+        form, files = _packed_files(path, eo_alone)
         data_files = {}
         for file in files:
             name = file.relative_to(path if path.is_dir() else path.parent).as_posix()
@@ -346,10 +397,12 @@ def _packed_splits(path: Path, source: str, streaming: bool, new: Mapping[str, s
             data_files.setdefault(word[1] if word else "train", []).append(glob.escape(os.path.abspath(file)))
     with _reading(source):
         loaded = load_dataset(form, data_files=data_files, streaming=streaming)
-    return {str(name): partial(_standard_columns, dataset, source, hub, new) for name, dataset in loaded.items()}
+    return {
+        str(name): partial(_standard_columns, dataset, source, hub, new, eo_alone) for name, dataset in loaded.items()
+    }
 
 
-def _packed_files(path: Path) -> tuple[str, list[Path]]:
+def _packed_files(path: Path, eo_alone: bool) -> tuple[str, list[Path]]:
     for builder, suffix in (("parquet", ".parquet"), ("webdataset", ".tar")):
         files = sorted(path.rglob(f"*{suffix}")) if path.is_dir() else [path] * (path.suffix == suffix)
         for file in files:
@@ -359,23 +412,37 @@ def _packed_files(path: Path) -> tuple[str, list[Path]]:
                 check_inside(file, path)
         if files:
             return builder, files
+    if eo_alone:
+        raise ValueError(
+            f"{path} holds no EO images. Expected images (in folders train, validation and test, or anywhere), or what "
+            "pairs are stored in."
+        )
     raise ValueError(
         f"{path} holds no pairs. Expected metadata.jsonl (at its root or in split folders), folders sar/ and eo/, "
         "or Parquet or WebDataset (.tar) files, or a CSV file with columns sar and eo."
     )
 
 
-def _standard_columns(dataset: Pairs, source: str, hub: str | None, new: Mapping[str, str]) -> Pairs:
+def _standard_columns(dataset: Pairs, source: str, hub: str | None, new: Mapping[str, str], eo_alone: bool) -> Pairs:
     """Columns of undecoded images, `id`, and metadata, out of what a builder has loaded."""
     columns = dataset.column_names or []
     bare = {column: new.get(column, new.get(column.split(".")[0], column.split(".")[0])) for column in columns}
     absent = new.keys() - {name for column in columns for name in (column, column.split(".")[0])}
     if absent:
         raise ValueError(f"{source}: no column {min(absent)!r:.200}; found {', '.join(columns)!r:.500}.")
+    if eo_alone:
+        dataset = dataset.remove_columns([column for column, name in bare.items() if name == "sar"])
+        columns = dataset.column_names or []
+        bare = {column: bare[column] for column in columns}
+        pictures = [column for column in columns if isinstance(dataset.features[column], Image)]
+        if "eo" not in bare.values() and len(pictures) == 1:
+            bare[pictures[0]] = "eo"
     names = {column: name for column, name in bare.items() if name in IMAGES}
-    if not {"sar", "eo"} <= set(names.values()) or len(set(names.values())) < len(names):
+    needed = {"eo"} if eo_alone else {"sar", "eo"}
+    if not needed <= set(names.values()) or len(set(names.values())) < len(names):
+        expected = "eo, or one column of images" if eo_alone else "sar, eo"
         raise ValueError(
-            f"{source}: expected one column each for sar, eo and perhaps mask and discrepancy; "
+            f"{source}: expected one column each for {expected} and perhaps mask and discrepancy; "
             f"found {', '.join(columns)!r:.500}."
         )
     found = [column for column in columns if column in names or isinstance(dataset.features[column], Image)]
