@@ -116,11 +116,13 @@ def describe(pipe: "CDiffSETPipeline", side: int) -> dict[str, str]:
         error = f"the expected error at {steps} steps" if steps else "no expected error: it is not calibrated"
         trust = f"a confidence, and {error}"
     where = "pixel space" if pipe.vae is None else f"the latent space of {type(pipe.vae).__name__}"
-    steps = pipe.config.default_num_inference_steps
+    steps, upscale = pipe.config.default_num_inference_steps, pipe.config.upscale
+    finer = "" if upscale == 1 else f" of {upscale} times as fine pixels"
+    sides = "images of any size" if upscale == 1 else f"images of any size, enlarged {upscale} times"
     return {
         "reads": f"{UNITS[transform['units']]}: {', '.join(band_names(transform))}; channels {'; '.join(channels)}",
-        "writes": f"RGB of 8 bits, in which {describe_eo_transform(pipe.config.eo_transform)}; {trust}",
-        "tiles": f"images of any size, in tiles of {side} pixels, multiples of {pipe.size_multiple}",
+        "writes": f"RGB of 8 bits{finer}, in which {describe_eo_transform(pipe.config.eo_transform)}; {trust}",
+        "tiles": f"{sides}, in tiles of {side} pixels, multiples of {pipe.size_multiple}",
         "sampling": f"{steps} step{'s' * (steps > 1)} of {type(pipe.scheduler).__name__}, in {where}",
         "parameters": f"{sum(weight.numel() for weight in pipe.unet.parameters()) / 1e6:.1f} million in the UNet",
         "runs on": f"{pipe.device}, in {str(pipe.unet.dtype).removeprefix('torch.')}",
@@ -147,6 +149,7 @@ def scene_text(scene: "Forecast", steps: int, cost: "Cost | None") -> str:
     lines = [str(scene.path), f"  size      {width} x {height} pixels, {height * width / 1e6:.1f} megapixels"]
     facts = {"units": scene.units, "bands": scene.bands, "place": scene.place}
     lines += [f"  {name:<9} {text}" for name, text in facts.items() if text]
+    lines += [f"  becomes   {scene.becomes}"] if scene.becomes else []
     if scene.problem is not None:
         return "\n".join([*lines, f"  cannot be translated: {scene.problem}"])
     if scene.valid is not None:

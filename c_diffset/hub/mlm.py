@@ -30,8 +30,8 @@ FINITE = "No NaN or infinite values: fill or mask them first."
 
 
 def band_names(transform: dict) -> list[str]:
-    """The names of the bands that the SAR image must have: the model's own, or `SAR band N` from 0 on."""
-    named = transform.get("bands") or [f"SAR band {number}" for number in range(count_bands(transform["channels"]))]
+    """The names of the bands that the input must have: the model's own, or `band N` from 0 on."""
+    named = transform.get("bands") or [f"band {number}" for number in range(count_bands(transform["channels"]))]
     return [plain(name) for name in named]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from c_diffset.batching import batches_of_one_size
+from c_diffset.inference.enlarged import on_grid_of_model
 from c_diffset.inference.progress import Passes, Tell, tell_nobody
 from c_diffset.inference.source import ArraySource, Source, fill_invalid
 from c_diffset.inference.team import Team
@@ -354,12 +355,14 @@ def translate_windows(
 ) -> Iterator[SceneWindow]:
     """Translate a scene that is at hand as an array of any size, window by window.
 
+    The windows of a model of super-resolution lie on its finer grid.
+
     Args:
         image: H x W or H x W x bands (in xarray the dimensions y, x and band, in any order), in the model's units:
             numpy, or what is read window by window (memory maps, xarray, zarr), see `ArraySource`.
         pipe: the model.
         valid: bool H x W; by default where every band is finite, and not 0 in linear units.
-        origin: row and column of the first pixel on the ground: the same ground gets the same noise.
+        origin: row and column of the first pixel of `image` on the ground: the same ground gets the same noise.
         num_inference_steps: the model's own number when None.
         seed: random seed of the noise field.
         tile_size, overlap: in pixels, multiples of `pipe.size_multiple`; see `tile_sides`.
@@ -369,7 +372,7 @@ def translate_windows(
     Raises:
         ValueError: the image or an argument does not fit the model.
     """
-    source = ArraySource(image, pipe.config.sar_transform, valid, origin)
+    source = on_grid_of_model(ArraySource(image, pipe.config.sar_transform, valid, origin), pipe)
     steps = pipe.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
     tiling = scene_tiling(pipe, source, *tile_sides(pipe, tile_size, overlap))
     canvas = SceneCanvas(source, pipe, tiling, Sampling(steps, seed, batch_size), Work(folder=folder))

@@ -14,10 +14,6 @@ from c_diffset.inference.tiles import Box
 from c_diffset.sar.gdal import gdal, open_raster
 
 BLOCK = 512
-SYNTHETIC = (
-    "Synthetic electro-optical image, translated from SAR by a generative model. It shows what the ground may look "
-    "like; it is not an observation."
-)
 
 
 class CogWriter:
@@ -44,7 +40,7 @@ class CogWriter:
             self.raster = open_raster(
                 self.plain, "w", height=size[0], width=size[1], **kind, **layout, **colour, **place
             )
-            self.raster.update_tags(**tags, TIFFTAG_IMAGEDESCRIPTION=SYNTHETIC)
+            self.raster.update_tags(**tags)
             self.raster.descriptions = bands or ("red", "green", "blue")
 
     def write(self, box: Box, values: np.ndarray, valid: np.ndarray) -> None:

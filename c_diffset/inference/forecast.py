@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from c_diffset.inference.canvas import scene_tiling
+from c_diffset.inference.enlarged import on_grid_of_model
 from c_diffset.inference.raster import SarRaster
 from c_diffset.inference.scene import Translator, size_of
 from c_diffset.inference.tiles import Box
@@ -52,6 +53,7 @@ class Forecast:
         place: Coordinate system and pixel size.
         valid: The share of its pixels that hold data, by a sample of tiles; None where that is not known.
         tiles: The number of tiles that hold data, by the same sample.
+        becomes: Size and pixels of the image that it becomes, where they are not those of the scene.
         problem: Why the model cannot translate it; None where it can.
     """
 
@@ -62,6 +64,7 @@ class Forecast:
     place: str = ""
     valid: float | None = None
     tiles: int = 0
+    becomes: str = ""
     problem: str | None = None
 
 
@@ -81,23 +84,32 @@ def forecast(path: Path, translator: Translator) -> Forecast:
 
 
 def _describe(raster: SarRaster, translator: Translator) -> Forecast:
+    source, upscale = on_grid_of_model(raster, translator.pipe), translator.pipe.config.upscale
     tiling = scene_tiling(
-        translator.pipe, raster, translator.settings["tile_size"], translator.settings["overlap"]
+        translator.pipe, source, translator.settings["tile_size"], translator.settings["overlap"]
     ).scaled(translator.pipe.vae_scale_factor)
-    offset = tuple(place - corner for place, corner in zip(raster.origin, tiling.origin, strict=True))
+    offset = tuple(place - corner for place, corner in zip(source.origin, tiling.origin, strict=True))
     boxes = tiling.boxes[:: -(-len(tiling.boxes) // TILES)]
-    inside = [box.moved(*offset).common(Box(0, 0, *raster.size)) for box in boxes]
-    filled = [raster.valid(box).any() for box in inside if box is not None]
-    crs, transform = raster.raster.crs, raster.raster.transform
+    inside = [box.moved(*offset).common(Box(0, 0, *source.size)) for box in boxes]
+    filled = [source.valid(box).any() for box in inside if box is not None]
+    crs, (height, width) = raster.raster.crs, source.size
+    pixels = [f"pixels of {x:g} x {y:g}" if crs else "" for x, y in _pixel_sides(raster, upscale)]
     return Forecast(
         path=raster.path,
         size=raster.size,
         units=f"{raster.units}, {raster.units_are}",
         bands=", ".join(raster.band_names),
-        place=f"{crs}, pixels of {abs(transform.a):g} x {abs(transform.e):g}" if crs else "",
+        place=f"{crs}, {pixels[0]}" if crs else "",
         valid=float(np.mean([raster.valid(box).mean() for box in _spread(raster.size)])),
         tiles=round(len(tiling.boxes) * float(np.mean(filled))),
+        becomes="" if upscale == 1 else ", ".join(filter(None, (f"{width} x {height} pixels", pixels[1]))),
     )
+
+
+def _pixel_sides(raster: SarRaster, upscale: int) -> list[tuple[float, float]]:
+    """Width and height of the pixels of a scene, and of what it becomes, in units of its coordinate system."""
+    transform = raster.raster.transform
+    return [(abs(transform.a) / factor, abs(transform.e) / factor) for factor in (1, upscale)]
 
 
 def _spread(size: tuple[int, int]) -> list[Box]:

@@ -18,7 +18,7 @@ from c_diffset.inference.images import translate_batch, translate_large
 from c_diffset.inference.inputs import Outputs, is_scene
 from c_diffset.inference.progress import InputBar
 from c_diffset.inference.record import Found, Manifest, as_asked, conflict, settings_in
-from c_diffset.inference.scene import Translator, add_to_scene, lacks_additions_alone, run_scene, size_of
+from c_diffset.inference.scene import Translator, add_to_scene, lacks_additions_alone, run_scene
 from c_diffset.inference.team import Team, describe
 
 
@@ -91,12 +91,12 @@ class Job:
         return self._report(finished)
 
     def _sizes(self, todo: dict[Path, Outputs]) -> dict[Path, tuple[int, int]]:
-        """Height and width of what is to be done, and of all images; scenes outside are taken out of `todo`."""
+        """Size of the EO images of what is to be done, and of all images; scenes outside are taken out of `todo`."""
         sizes = {}
         for source in self.plan:
             if source in todo or not is_scene(source):
                 try:
-                    sizes[source] = size_of(source, self.translator.options)
+                    sizes[source] = self.translator.size_of(source)
                 except OutsideError:
                     self.result.outside.append(source)
                     del todo[source]

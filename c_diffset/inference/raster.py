@@ -1,9 +1,11 @@
 """SAR scenes in GeoTIFF: their bands, units, valid pixels and place on the ground."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from rasterio import DatasetReader
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
@@ -25,6 +27,7 @@ from c_diffset.sar.radiometry import (
 )
 from c_diffset.sar.speckle import HALO, refined_lee
 
+COLOURS = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 FILL_MARGIN = 13  # pixels around a window that missing pixels are filled from before speckle is filtered
 
 
@@ -55,9 +58,10 @@ class SarRaster:
                 raise ValueError(f"{path}: complex pixels; expected detected ones (GRD, or the squared magnitude)")
             self.dtype = np.dtype(raster.dtypes[0])
             count = sum(colour != ColorInterp.alpha for colour in raster.colorinterp)
-            self.bands = choose_bands(path, count, raster.descriptions[:count], sar_transform, options.bands)
+            names = names_of_bands(raster)
+            self.bands = choose_bands(path, count, names[:count], sar_transform, options.bands)
             self.tags = raster.tags()  # which a warped raster does not have
-            self.names = [raster.descriptions[band - 1] for band in self.bands]
+            self.names = [names[band - 1] for band in self.bands]
             self.scales = tuple(raster.scales[band - 1] for band in self.bands)
             self.offsets = tuple(raster.offsets[band - 1] for band in self.bands)
             self.scaled = set(self.scales) != {1.0} or set(self.offsets) != {0.0}
@@ -73,6 +77,11 @@ class SarRaster:
     def size(self) -> tuple[int, int]:
         """Height and width of the part that is read, in pixels."""
         return self.part.size
+
+    @property
+    def reach(self) -> Box:
+        """The whole raster, seen from the part that is read."""
+        return Box(0, 0, *self.raster.shape).moved(*self.part[:2])
 
     @property
     def place(self) -> dict:
@@ -206,8 +215,14 @@ class SarRaster:
             raise ValueError(f"{self.path}: display values of type {self.dtype}: expected uint8, uint16 or float")
 
 
+def names_of_bands(raster: DatasetReader) -> list[str | None]:
+    """What a file calls each of its bands: its description, else red, green or blue where it is so coloured."""
+    named = zip(raster.descriptions, raster.colorinterp, strict=True)
+    return [text or (colour.name if colour in COLOURS else None) for text, colour in named]
+
+
 def choose_bands(
-    path: Path, count: int, descriptions: tuple, sar_transform: dict, asked: list[str] | None
+    path: Path, count: int, descriptions: Sequence[str | None], sar_transform: dict, asked: list[str] | None
 ) -> list[int]:
     """Numbers, from 1, of the bands that the model reads, in its order.
 

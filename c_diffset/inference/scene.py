@@ -17,6 +17,7 @@ from c_diffset import __version__
 from c_diffset.files import locked, make_own, remove_own
 from c_diffset.inference.canvas import Sampling, SceneCanvas, Work, scene_tiling, tile_sides
 from c_diffset.inference.cog import BLOCK, CogWriter
+from c_diffset.inference.enlarged import finer_place, on_grid_of_model
 from c_diffset.inference.grid import OutsideError, check_size, part_of_source, part_size
 from c_diffset.inference.inputs import Outputs, is_raster, plan_outputs
 from c_diffset.inference.options import ReadOptions, SceneOptions
@@ -35,6 +36,14 @@ from c_diffset.sar.safe import calibrate_safe, is_safe
 SCRATCH = "scene.tif"  # in the work folder
 SWATH_BYTES = 64 * 2**20  # bytes that GDAL copies at once
 KEPT_TAGS = ("AREA_OR_POINT", "PRODUCT", "ACQUISITION_START")
+SYNTHETIC = (
+    "Synthetic electro-optical image, translated from SAR by a generative model. It shows what the ground may look "
+    "like; it is not an observation."
+)
+UPSCALED = (
+    "Electro-optical image of a lower resolution, made {upscale} times as fine by a generative model. Its detail is "
+    "synthetic: it shows what the ground may look like; it is not an observation."
+)
 
 
 @dataclass
@@ -63,15 +72,21 @@ class Translator:
         options = asdict(self.options)
         tile_size, overlap = tile_sides(self.pipe, options["tile_size"], options["overlap"])
         del options["max_pixels"]
-        return options | {
-            **self.model,
-            "software": f"c_diffset {__version__}",
-            "num_inference_steps": self.steps,
-            "tile_size": tile_size,
-            "overlap": overlap,
-            "scheduler": type(self.pipe.scheduler).__name__,
-            "dtype": str(self.pipe.unet.dtype).removeprefix("torch."),
-        }
+        upscale = self.pipe.config.upscale
+        finer = {"upscale": upscale} if upscale > 1 else {}  # settings of other models stay as they always were
+        return (
+            options
+            | finer
+            | {
+                **self.model,
+                "software": f"c_diffset {__version__}",
+                "num_inference_steps": self.steps,
+                "tile_size": tile_size,
+                "overlap": overlap,
+                "scheduler": type(self.pipe.scheduler).__name__,
+                "dtype": str(self.pipe.unet.dtype).removeprefix("torch."),
+            }
+        )
 
     @cached_property
     def tiled_image_settings(self) -> dict:
@@ -84,8 +99,14 @@ class Translator:
         """What decides an image that is translated as a whole."""
         return {k: value for k, value in self.tiled_image_settings.items() if k not in ("tile_size", "overlap")}
 
+    def size_of(self, path: Path) -> tuple[int, int]:
+        """Height and width of the EO image that an image, a scene or the part of it becomes, see `size_of`."""
+        height, width = size_of(path, self.options)
+        return height * self.pipe.config.upscale, width * self.pipe.config.upscale
+
     def canvas(self, source: Source, work: Work, seed: int) -> SceneCanvas:
         """The canvas that a scene or an image is translated on; all is ready, and nothing done."""
+        source = on_grid_of_model(source, self.pipe)
         tiling = scene_tiling(self.pipe, source, self.settings["tile_size"], self.settings["overlap"])
         return SceneCanvas(source, self.pipe, tiling, Sampling(self.steps, seed, self.options.batch_size), work)
 
@@ -148,7 +169,7 @@ def run_scene(
     pipe, options = translator.pipe, translator.options
     if outputs.confidence is not None and not pipe.predicts_variance:
         raise ValueError("this model predicts no confidence: its UNet has no variance channel")
-    check_size(path, *size_of(path, options), options.max_pixels)
+    check_size(path, *translator.size_of(path), options.max_pixels)
     folder = outputs.eo.parent / f".{outputs.eo.name}.work"
     progress("reading", 0, 1)
     with ExitStack() as mine:
@@ -248,30 +269,18 @@ def open_scene(path: Path, pipe: CDiffSETPipeline, options: SceneOptions, folder
 
 def write_outputs(canvas: SceneCanvas, raster: SarRaster, outputs: Outputs, folder: Path, settings: dict) -> None:
     """The scene's files, each complete or absent; a STAC item last."""
-    place = raster.place
+    place, size = finer_place(raster.place, canvas.pipe.config.upscale), canvas.source.size
     if "crs" not in place or place["crs"] is None:
         text = "has no coordinate system, so the image has none either (.tfw and .aux.xml files are not read)"
         warnings.warn(f"{raster.path} {text}", stacklevel=2)
-    tags = {name: value for name, value in raster.tags.items() if name in KEPT_TAGS}
-    tags |= {
-        "TIFFTAG_SOFTWARE": settings["software"],
-        "SYNTHETIC": "yes",
-        "MODEL": settings.get("model"),
-        "MODEL_REVISION": settings.get("revision"),
-        "NUM_INFERENCE_STEPS": settings["num_inference_steps"],
-        "SEED": settings["seed"],
-        "SAR_UNITS": raster.units,
-        "SAR_BANDS": ",".join(raster.polarisations),
-        TAG: json.dumps(settings),
-    }
-    tags = {name: value for name, value in tags.items() if value not in (None, "")}
+    tags = tags_of(raster, settings)
     with ExitStack() as stack:
-        eo = stack.enter_context(CogWriter(outputs.eo, folder, raster.size, place, tags))
+        eo = stack.enter_context(CogWriter(outputs.eo, folder, size, place, tags))
         trust = None
         if outputs.confidence or (outputs.preview and canvas.pipe.predicts_variance):
             names = ("confidence", "expected_error") if canvas.knots else ("confidence",)
             target = outputs.confidence or outputs.eo.with_name("confidence.tif")  # for the preview alone
-            trust = stack.enter_context(CogWriter(target, folder, raster.size, place, tags, *names))
+            trust = stack.enter_context(CogWriter(target, folder, size, place, tags, *names))
         for window in canvas.windows():
             eo.write(window.box, window.eo, window.valid)
             if trust is not None:
@@ -285,6 +294,28 @@ def write_outputs(canvas: SceneCanvas, raster: SarRaster, outputs: Outputs, fold
     eo.publish()  # the image comes last: where it stands, the others are complete
     if outputs.item is not None:
         describe_outputs(outputs, settings, canvas.pipe)
+
+
+def tags_of(raster: SarRaster, settings: dict) -> dict:
+    """What the files of a scene say of themselves; `settings` are those that it was translated with."""
+    if "upscale" in settings:
+        about = {"TIFFTAG_IMAGEDESCRIPTION": UPSCALED.format(**settings), "UPSCALE": settings["upscale"]}
+        about |= {"INPUT_UNITS": raster.units, "INPUT_BANDS": ",".join(raster.band_names)}
+    else:
+        about = {"TIFFTAG_IMAGEDESCRIPTION": SYNTHETIC}
+        about |= {"SAR_UNITS": raster.units, "SAR_BANDS": ",".join(raster.polarisations)}
+    kept = {name: value for name, value in raster.tags.items() if name in KEPT_TAGS}
+    tags = kept | {
+        "TIFFTAG_SOFTWARE": settings["software"],
+        "SYNTHETIC": "yes",
+        "MODEL": settings.get("model"),
+        "MODEL_REVISION": settings.get("revision"),
+        "NUM_INFERENCE_STEPS": settings["num_inference_steps"],
+        "SEED": settings["seed"],
+        **about,
+        TAG: json.dumps(settings),
+    }
+    return {name: value for name, value in tags.items() if value not in (None, "")}
 
 
 def describe_outputs(outputs: Outputs, record: dict, pipe: CDiffSETPipeline) -> None:

@@ -21,6 +21,7 @@ class Source(Protocol):
 
     size: tuple[int, int]  # height and width in pixels
     origin: tuple[int, int]  # row and column of its first pixel on the ground
+    reach: Box  # what can be read: more than `size` of a part of a scene
 
     def read(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
         """Channels x H x W in [-1, 1] as the model sees them, and bool H x W, True where valid."""
@@ -50,6 +51,7 @@ class ArraySource:
             raise ValueError(f"an image of shape {tuple(image.shape)}, expected H x W or H x W x bands")
         rows, columns, *bands = (image.shape[axis] for axis in image_axes(image))
         self.size, reads = (rows, columns), count_bands(sar_transform["channels"])
+        self.reach = Box(0, 0, *self.size)
         if (bands or [1]) != [reads] and not (reads == 1 and bands == [3]):  # which can be grey as colour
             hint = order_hint(image.shape, reads)
             raise ValueError(f"an image of shape {tuple(image.shape)}, but this model reads {reads} band(s){hint}")

@@ -110,7 +110,8 @@ def write_item(
         target: the item's file.
         eo: COG, RGB, in the folder of `target`.
         confidence: COG on the same grid in the same folder, where there is one.
-        settings: of the translation, JSON values; they become properties under the prefix `c_diffset:`.
+        settings: of the translation, JSON values; they become properties under the prefix `c_diffset:`. Where
+            `upscale` is among them, the image is one of super-resolution, and its `gsd` that of what was observed.
         sar_bands: names of the SAR bands; those that are polarisations become `sar:polarizations`.
         eo_transform: of the model; says what a black and a white pixel stand for.
         preview: PNG in the same folder, where there is one.
@@ -119,11 +120,15 @@ def write_item(
     with open_raster(eo) as raster:
         acquired = _acquisition(raster.tags())
         geometry, bbox, projection = describe_place(eo, raster)
-    properties = _description(eo.stem, acquired, now, sar_bands, describe_eo_transform(eo_transform)) | projection
+        pixel = None if (upscale := settings.get("upscale", 1)) == 1 else _pixel_metres(raster)
+    properties = _description(eo.stem, acquired, now, sar_bands, describe_eo_transform(eo_transform), upscale)
+    properties |= projection | ({} if pixel is None else {"gsd": round(pixel * upscale, 6)})
     properties |= {f"c_diffset:{key}": value for key, value in (settings | {"eo_transform": eo_transform}).items()}
     item = pystac.Item(eo.stem, geometry, bbox, acquired or now, properties)
     colours = [{"name": colour, "eo:common_name": colour} for colour in ("red", "green", "blue")]
     item.add_asset("eo", _asset(eo, "Synthetic EO image, not an observation", ["data", "visual"], colours))
+    if pixel is not None:
+        item.assets["eo"].extra_fields["raster:spatial_resolution"] = pixel
     if confidence is not None:
         title = "Confidence of the synthetic EO image"
         item.add_asset("confidence", _asset(confidence, title, ["confidence"], [{"name": "confidence"}]))
@@ -151,14 +156,26 @@ def describe_place(path: Path, raster: rasterio.DatasetReader) -> tuple[dict | N
     return place
 
 
-def _description(name: str, acquired: datetime | None, now: datetime, sar_bands: list[str], eo_values: str) -> dict:
+def _pixel_metres(raster: rasterio.DatasetReader) -> float | None:
+    """The side of a raster's pixels in metres; None where they are degrees, or not on a map's grid."""
+    if raster.crs is None or not raster.crs.is_projected:
+        return None
+    return round(float(abs(raster.transform.determinant) ** 0.5 * raster.crs.linear_units_factor[1]), 6)
+
+
+def _description(
+    name: str, acquired: datetime | None, now: datetime, sar_bands: list[str], eo_values: str, upscale: int
+) -> dict:
     """What the image is and how it was made."""
     time = "" if acquired else " The time of acquisition is unknown: `datetime` is that of processing."
-    lineage = f"A generative model translated SAR ({', '.join(sar_bands)}) to EO: plausible, not observed."
+    source, made = "SAR", f"translated SAR ({', '.join(sar_bands)}) to EO"
+    if upscale > 1:
+        source, made = f"an EO image of {upscale} times larger pixels", f"made the pixels {upscale} times as fine"
+    lineage = f"A generative model {made}: plausible, not observed."
     polarizations = list(dict.fromkeys(band.upper() for band in sar_bands if band.upper() in POLARIZATIONS))
     return {
         "title": f"{name}: synthetic EO image, not an observation",
-        "description": f"A synthetic EO image, made from SAR by c_diffset; not an observation: {eo_values}.{time}",
+        "description": f"A synthetic EO image, made from {source} by c_diffset; not an observation: {eo_values}.{time}",
         "created": datetime_to_str(now),
         "processing:software": {"c_diffset": __version__},
         "processing:lineage": lineage,

@@ -43,6 +43,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 Model = TypeVar("Model", bound=nn.Module)
 PROMPT = "electro-optical image"
 SAR_DISPLAY = {"units": "display", "range": [0.0, 1.0], "channels": [0, 0, 0]}
+LOW_RESOLUTION = {"units": "display", "range": [0.0, 1.0], "channels": [0, 1, 2], "bands": ["red", "green", "blue"]}
 EO_DISPLAY = {"units": "display", "range": [0.0, 1.0], "gamma": 1.0}
 DEFAULT_RANGE = {"display": [0.0, 1.0], "db": [-30.0, 0.0], "power": [-30.0, 0.0], "amplitude": [-30.0, 0.0]}
 EO_DEFAULT_RANGE = {"display": [0.0, 1.0], "reflectance": [0.0, 3000.0]}
@@ -339,17 +340,15 @@ def order_hint(shape: Sequence[int], bands: int) -> str:
 def _to_bands(image) -> tuple[torch.Tensor, float | None]:
     """An image in any form to float32 bands C x H x W of native values, and the full scale of integers (else None)."""
     if isinstance(image, PIL.Image.Image) and image.mode not in PIL_MODES:
-        raise ValueError(f"a SAR image of PIL mode {image.mode}: expected one of {PIL_MODES}, so convert it first")
+        raise ValueError(f"an input of PIL mode {image.mode}: expected one of {PIL_MODES}, so convert it first")
     if isinstance(image, np.ma.MaskedArray):
-        raise ValueError("a masked SAR array: fill the pixels without data first, such as by `array.filled(value)`")
+        raise ValueError("a masked array: fill the pixels without data first, such as by `array.filled(value)`")
     values = image if isinstance(image, torch.Tensor) else np.asarray(image)
     dtype = str(values.dtype).removeprefix("torch.") if isinstance(values, torch.Tensor) else values.dtype.name
     if "float" not in dtype and dtype not in FULL_SCALE:
-        raise ValueError(f"SAR pixels of type {dtype}: expected uint8, uint16 or floating point")
+        raise ValueError(f"input pixels of type {dtype}: expected uint8, uint16 or floating point")
     if values.ndim not in (2, 3) or 0 in values.shape:
-        raise ValueError(
-            f"a SAR image of shape {tuple(values.shape)}: expected two or three dimensions, none of them 0"
-        )
+        raise ValueError(f"an input of shape {tuple(values.shape)}: expected two or three dimensions, none of them 0")
     if isinstance(values, torch.Tensor):
         bands = values.cpu().float()
     else:
@@ -366,7 +365,7 @@ def _to_units(bands: torch.Tensor, full_scale: float | None, units: str) -> torc
         low, high = values.min().item(), values.max().item()
         if low < 0 or high > 1:
             raise ValueError(
-                f"SAR pixels from {low:.3g} to {high:.3g} (1 is full scale), but this model reads display values, "
+                f"input pixels from {low:.3g} to {high:.3g} (1 is full scale), but this model reads display values, "
                 "in [0, 1]: scale the image, or use a model trained on backscatter"
             )
         return values
@@ -402,14 +401,14 @@ def sar_to_tensor(image, sar_transform: dict) -> torch.Tensor:
     bands, full_scale = _to_bands(image)
     count = int((~torch.isfinite(bands)).sum())
     if count:
-        raise ValueError(f"the SAR image holds {count} NaN or infinite values: fill or mask them first")
+        raise ValueError(f"the input holds {count} NaN or infinite values: fill or mask them first")
     picks = [[int(band) for band in str(channel).split("-")] for channel in transform["channels"]]
     used = count_bands(transform["channels"])
     grey_as_colour = used == 1 and len(bands) == 3 and bool((bands == bands[:1]).all())
     if len(bands) != used and not grey_as_colour:
         hint = "" if isinstance(image, torch.Tensor | PIL.Image.Image) else order_hint(np.shape(image), used)
         reads = f"this model reads {used} (channels {transform['channels']})"
-        raise ValueError(f"the SAR image has {len(bands)} bands, but {reads}{hint}")
+        raise ValueError(f"the input has {len(bands)} bands, but {reads}{hint}")
     values = _to_units(bands, full_scale, transform["units"])
     picked = torch.stack([values[pick[0]] - values[pick[1]] if len(pick) == 2 else values[pick[0]] for pick in picks])
     low, high = torch.tensor(transform["range"]).expand(len(picks), 2).T.reshape(2, -1, 1, 1)
@@ -439,7 +438,9 @@ def enlarge(images: torch.Tensor, upscale: int) -> torch.Tensor:
     """Images B x C x H x W in [-1, 1] to `upscale` times the sides, bicubic, clamped; of an upscale of 1, as is."""
     if upscale == 1:
         return images
-    return F.interpolate(images, scale_factor=upscale, mode="bicubic").clamp(-1, 1)
+    # in float32, positions of thirds and such are rounded, and the more so the farther from the corner
+    exact = images if upscale & (upscale - 1) == 0 else images.to("cpu", torch.float64)
+    return F.interpolate(exact, scale_factor=upscale, mode="bicubic").clamp(-1, 1).to(images)
 
 
 def align(model: Model) -> Model:
@@ -486,7 +487,8 @@ class CDiffSETPipeline(DiffusionPipeline):
         scheduler: `DDIMScheduler`, `DDPMScheduler` or `LCMScheduler`.
         vae: the frozen autoencoder; None for pixel space.
         text_encoder, tokenizer: only needed once, to embed the constant prompt; optional when `prompt_embeds` is there.
-        sar_transform: see `sar_to_tensor`; the default reads display values of one band.
+        sar_transform: see `sar_to_tensor`; the default reads display values: of one band, or with an `upscale` of more
+            than 1 those of an EO image in red, green and blue.
         default_num_inference_steps: used when the call names none.
         confidence_timestep: the variance is read at the step nearest to this training time; by default, half of them.
         prediction_type: what the UNet was trained to predict; taken from the scheduler when None.
@@ -550,8 +552,10 @@ class CDiffSETPipeline(DiffusionPipeline):
         if not isinstance(residual, bool):
             raise ValueError(f"residual is {brief(residual)}: expected true or false")
         self._prompt = None if prompt_embeds is None else decode_prompt_embeds(prompt_embeds)
+        if sar_transform is None:
+            sar_transform = SAR_DISPLAY if upscale == 1 else LOW_RESOLUTION
         self.register_to_config(
-            sar_transform=check_sar_transform(SAR_DISPLAY if sar_transform is None else sar_transform),
+            sar_transform=check_sar_transform(sar_transform),
             default_num_inference_steps=default_num_inference_steps,
             confidence_timestep=confidence_timestep,
             prediction_type=prediction_type or scheduler.config.prediction_type,
@@ -701,7 +705,7 @@ class CDiffSETPipeline(DiffusionPipeline):
             raise ValueError(f"residual is True, but {found}: expected as many, or residual False")
         found, expected = self.unet.config.in_channels, sar_channels + self.eo_channels
         if found != expected:
-            raise ValueError(f"the UNet reads {found} channels, expected {expected} ({sar_channels} of them SAR)")
+            raise ValueError(f"the UNet reads {found} channels, expected {expected} ({sar_channels} of the input)")
         found, expected = self.unet.config.out_channels, (self.eo_channels, self.eo_channels + 1)
         if found not in expected:
             raise ValueError(
@@ -718,7 +722,7 @@ class CDiffSETPipeline(DiffusionPipeline):
         tensors = [sar_to_tensor(image, self.config.sar_transform) for image in images]
         sizes = {tuple(tensor.shape[1:]) for tensor in tensors}
         if len(sizes) != 1:
-            raise ValueError(f"the SAR images of one batch have sizes {sorted(sizes)} (H, W): expected one size")
+            raise ValueError(f"the inputs of one batch have sizes {sorted(sizes)} (H, W): expected one size")
         return torch.stack(tensors).to(self._execution_device)
 
     def pad(self, images: torch.Tensor) -> torch.Tensor:

@@ -29,8 +29,8 @@ class ModelConfig:
             with noise of the largest variance, at times that are spread from the first to the last (Ho et al., 2020).
         zero_terminal_snr: Whether the noise schedule is rescaled so that it ends in pure noise (Lin et al., 2023).
         lora_rank: Rank of the LoRA that is trained instead of all weights; 0 trains all weights.
-        sar_transform: Units, range and channels of the SAR input (see `sar_to_tensor`); with a pipeline of this project
-            as base, the base decides.
+        sar_transform: Units, range and channels of the SAR input (see `sar_to_tensor`). Without it, display values are
+            read, of one band or, to be upscaled, of three. With a pipeline of this project as base, the base decides.
         upscale: Sides of the EO image for one of the input; more than 1 is super-resolution, whose input is an EO image
             of low resolution. With a pipeline of this project as base, the base decides.
         residual: Whether the difference between the EO image and the input is diffused, in latent or pixel space,

@@ -12,6 +12,7 @@ from c_diffset.loading import load_autoencoder, load_prompt, no_loading_bar
 from c_diffset.models.unet import add_variance_channel, small_unet, widen
 from c_diffset.objectives.denoising import add_noise, c_diff_loss, denoising_loss, min_snr_weight, prediction_target
 from c_diffset.pipelines.pipeline_cdiffset import (
+    LOW_RESOLUTION,
     SAR_DISPLAY,
     CDiffSETPipeline,
     align,
@@ -89,7 +90,7 @@ def _from_stable_diffusion(config: ModelConfig) -> CDiffSETPipeline:
 
 def _from_scratch(config: ModelConfig) -> CDiffSETPipeline:
     vae = None if config.vae is None else load_autoencoder(config.vae)
-    transform = check_sar_transform(config.sar_transform or SAR_DISPLAY)
+    transform = check_sar_transform(config.sar_transform or (SAR_DISPLAY if config.upscale == 1 else LOW_RESOLUTION))
     eo_channels = 3 if vae is None else vae.config.latent_channels
     sar_channels = len(transform["channels"]) if vae is None else eo_channels
     unet = small_unet(sar_channels, eo_channels, **vars(config.unet))

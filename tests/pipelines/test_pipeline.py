@@ -390,7 +390,7 @@ def test_pure_noise_and_epsilon_are_refused(make_pipe):
 
 def test_components_that_do_not_fit_are_refused(make_pipe):
     refused(
-        make_pipe("pixel", unet=small_unet(1, 3, [8, 16])), r"the UNet reads 4 channels, expected 6 \(3 of them SAR\)"
+        make_pipe("pixel", unet=small_unet(1, 3, [8, 16])), r"the UNet reads 4 channels, expected 6 \(3 of the input\)"
     )
     refused(make_pipe("kl", vae=None), "the UNet reads 8 channels, expected 6")
     refused(
@@ -416,7 +416,7 @@ def test_bad_images_are_refused(make_pipe, sar):
     pipe = make_pipe("pixel")
     refused(pipe, "2 bands, but this model reads 1", sar=np.stack([sar, sar], axis=-1))
     refused(pipe, "NaN or infinite", sar=np.full((16, 16), np.nan))
-    refused(pipe, r"SAR pixels from -12 to -12 \(1 is full scale\)", sar=np.full((16, 16), -12.0))
+    refused(pipe, r"input pixels from -12 to -12 \(1 is full scale\)", sar=np.full((16, 16), -12.0))
     refused(make_pipe("pixel", sar_transform={"units": "db"}), "integer SAR pixels", sar=sar)
 
 

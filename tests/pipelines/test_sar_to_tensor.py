@@ -104,8 +104,8 @@ def test_8_bit_input_for_backscatter_is_refused(pixels, units, form):
 
 
 def test_backscatter_for_display_values_is_refused():
-    refused(np.full((2, 2), -12.0), GREY, "SAR pixels from -12 to -12 (1 is full scale)")
-    refused(np.array([[0.5, 1.5]]), GREY, "SAR pixels from 0.5 to 1.5 (1 is full scale)")
+    refused(np.full((2, 2), -12.0), GREY, "input pixels from -12 to -12 (1 is full scale)")
+    refused(np.array([[0.5, 1.5]]), GREY, "input pixels from 0.5 to 1.5 (1 is full scale)")
     refused(np.array([[-1, 5]], dtype=np.int32), GREY, "this model reads display values, in [0, 1]")
 
 
@@ -119,25 +119,25 @@ def test_db_for_a_linear_model_is_refused(units):
 def test_nan_and_infinity_are_refused(bad, transform):
     image = np.full((4, 4), 0.5)
     image[1, 2:] = bad
-    refused(image, transform, "the SAR image holds 2 NaN or infinite values")
-    refused(torch.from_numpy(image), transform, "the SAR image holds 2 NaN or infinite values")
+    refused(image, transform, "the input holds 2 NaN or infinite values")
+    refused(torch.from_numpy(image), transform, "the input holds 2 NaN or infinite values")
 
 
 def test_bands_that_do_not_fit_are_refused(pixels):
-    refused(np.stack([pixels] * 2, axis=-1), GREY, "the SAR image has 2 bands, but this model reads 1 (channels [0])")
-    refused(pixels, GREY | {"channels": [0, 1, 0]}, "the SAR image has 1 bands, but this model reads 2")
-    refused(np.stack([pixels, pixels, 255 - pixels], axis=-1), GREY, "the SAR image has 3 bands")
+    refused(np.stack([pixels] * 2, axis=-1), GREY, "the input has 2 bands, but this model reads 1 (channels [0])")
+    refused(pixels, GREY | {"channels": [0, 1, 0]}, "the input has 1 bands, but this model reads 2")
+    refused(np.stack([pixels, pixels, 255 - pixels], axis=-1), GREY, "the input has 3 bands")
     refused(PIL.Image.fromarray(pixels).convert("RGBA"), GREY, "PIL mode RGBA")
     refused(PIL.Image.fromarray(pixels).convert("P"), GREY, "PIL mode P")
 
 
 def test_pixel_types_and_shapes_that_have_no_meaning_are_refused(pixels):
-    refused(pixels.astype(np.int16), GREY, "SAR pixels of type int16")
-    refused(pixels > 100, GREY, "SAR pixels of type bool")
-    refused(torch.from_numpy(pixels).long(), GREY, "SAR pixels of type int64")
-    refused(pixels[0], GREY, "a SAR image of shape (7,)")
-    refused(pixels[None, None], GREY, "a SAR image of shape (1, 1, 5, 7)")
-    refused(pixels[:0], GREY, "a SAR image of shape (0, 7)")
+    refused(pixels.astype(np.int16), GREY, "input pixels of type int16")
+    refused(pixels > 100, GREY, "input pixels of type bool")
+    refused(torch.from_numpy(pixels).long(), GREY, "input pixels of type int64")
+    refused(pixels[0], GREY, "an input of shape (7,)")
+    refused(pixels[None, None], GREY, "an input of shape (1, 1, 5, 7)")
+    refused(pixels[:0], GREY, "an input of shape (0, 7)")
 
 
 def test_defaults_of_the_transform():
