@@ -433,7 +433,6 @@ def check_backscatter(image, sar_transform: dict) -> None:
             )
 
 
-@torch.no_grad()
 def enlarge(images: torch.Tensor, upscale: int) -> torch.Tensor:
     """Images B x C x H x W in [-1, 1] to `upscale` times the sides, bicubic, clamped; of an upscale of 1, as is."""
     if upscale == 1:
@@ -443,6 +442,7 @@ def enlarge(images: torch.Tensor, upscale: int) -> torch.Tensor:
     return F.interpolate(exact, scale_factor=upscale, mode="bicubic").clamp(-1, 1).to(images)
 
 
+@torch.no_grad()
 def align(model: Model) -> Model:
     """Copy each weight that starts at no multiple of 64 bytes, as in mapped safetensors; returns the model.
 
