@@ -130,13 +130,15 @@ def describe(pipe: "CDiffSETPipeline", side: int) -> dict[str, str]:
 
 
 def training(folder: Path) -> dict[str, str]:
-    """How a model in a folder was trained, where that is known."""
+    """How a model in a folder was trained, or what it was converted from, where that is known."""
+    from c_diffset.convert.record import read_conversion
     from c_diffset.files import public_name
     from c_diffset.hub.run import read_run
 
     run = read_run(folder) if folder.is_dir() else None
     if run is None:
-        return {}
+        conversion = read_conversion(folder)
+        return {} if conversion is None else {"training": conversion.describe()}
     updates = "" if run.updates is None else f"{run.updates} updates "
     crops = "" if run.crop_size is None else f", crops of {run.crop_size} pixels"
     method = "" if run.method is None else f", distilled ({run.method})"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from c_diffset.convert.record import Conversion
 from c_diffset.evaluation.calibration import calibrated_on
 from c_diffset.evaluation.report import Report, by_reason
 from c_diffset.files import public_name
@@ -30,6 +31,7 @@ class Facts:
     Attributes:
         base_model: The Hub id of what the weights come from, if it has one.
         origin: What the weights come from, in words; None for a model from scratch.
+        conversion: The released weights that the model was converted from.
         pixel_size: The metres a pixel of the training data.
         weights: For the name of each file its bytes and its SHA-256.
     """
@@ -41,6 +43,7 @@ class Facts:
     origin: str | None = None
     datasets: list[str] = field(default_factory=list)
     run: Run | None = None
+    conversion: Conversion | None = None
     report: Report | None = None
     has_grid: bool = False
     pixel_size: float | None = None

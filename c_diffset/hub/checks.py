@@ -10,6 +10,7 @@ import torch
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
 
+from c_diffset.convert.record import CONVERSION
 from c_diffset.files import is_hub_id, public_name, read_json
 from c_diffset.hub.markdown import plain
 from c_diffset.loading import no_loading_bar
@@ -17,7 +18,7 @@ from c_diffset.pipelines.pipeline_cdiffset import MODELS, SCHEDULERS, CDiffSETPi
 from c_diffset.training.history import HISTORY
 
 INDEX, CODE = "model_index.json", "pipeline.py"
-GENERATED = (CODE, HISTORY, "README.md", "mlm.json", "checksums.sha256", "grid.png")
+GENERATED = (CODE, HISTORY, CONVERSION, "README.md", "mlm.json", "checksums.sha256", "grid.png")
 LICENSE_FILE = "LICENSE"  # is published too where there is one
 COMPONENTS = {  # each component's configuration, and the stock classes that it may be of
     "unet": ("config.json", "diffusers", tuple(MODELS["unet"])),

@@ -12,6 +12,7 @@ from pathlib import Path
 import PIL.Image
 from huggingface_hub import CommitOperationAdd
 
+from c_diffset.convert.record import CONVERSION, read_conversion
 from c_diffset.data.images import read_image
 from c_diffset.data.pairs import list_splits, load_pairs
 from c_diffset.evaluation.report import Report, read_reports
@@ -116,6 +117,9 @@ def assemble(folder: Path, repo: str, choices: Choices) -> Contents:
     contents = public_contents(folder, files)
     if run is not None and (folder / HISTORY).is_file():
         contents[HISTORY] = told_history(run, ancestors)
+    conversion = read_conversion(folder)
+    if conversion is not None:
+        contents[CONVERSION] = _json(vars(conversion))
     contents[CODE] = SOURCE.encode()  # not the folder's own, which may be older than its settings, or anybody's
     if (folder / CODE).is_file() and (folder / CODE).read_bytes() != contents[CODE]:
         print(f"{folder / CODE} is other code than that of this version: {CODE} is published as this version has it")
@@ -135,6 +139,7 @@ def assemble(folder: Path, repo: str, choices: Choices) -> Contents:
         origin=origin,
         datasets=choices.datasets or hub_ids([run.source] if run else []),
         run=run,
+        conversion=conversion,
         report=report,
         has_grid=choices.grid is not None,
         pixel_size=choices.pixel_size or _pixel_size(run),

@@ -41,6 +41,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 Model = TypeVar("Model", bound=nn.Module)
+CONVERT = "`c-diffset convert` makes a model of released weights"
 PROMPT = "electro-optical image"
 SAR_DISPLAY = {"units": "display", "range": [0.0, 1.0], "channels": [0, 0, 0]}
 LOW_RESOLUTION = {"units": "display", "range": [0.0, 1.0], "channels": [0, 1, 2], "bands": ["red", "green", "blue"]}
@@ -905,6 +906,8 @@ class CDiffSETPipeline(DiffusionPipeline):
             OSError: a file is missing or damaged, lacks a tensor, or is a pickle, which can run code when it is loaded.
             ValueError: the settings in a file make no sense.
         """
+        if Path(pretrained_model_name_or_path).is_file():
+            raise ValueError(f"{pretrained_model_name_or_path} is one file: expected the folder of a model. {CONVERT}")
         if Path(pretrained_model_name_or_path).is_dir():
             check_folder(Path(pretrained_model_name_or_path), kwargs, kwargs.get("variant"))
         try:
@@ -979,6 +982,8 @@ def check_folder(folder: Path, given: Collection[str] = (), variant: str | None 
         OSError: a file is missing, damaged or a pickle, or a component's weights are not those that its config needs.
         ValueError: a file is not JSON, names components that this pipeline has not, or numbers beyond any use.
     """
+    if not (folder / "model_index.json").is_file() and (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds one part of a model, without model_index.json. {CONVERT}")
     index = read_settings(folder / "model_index.json")
     for name, classes in (MODELS | {"scheduler": SCHEDULERS}).items():
         entry = index.get(name)
@@ -1079,7 +1084,7 @@ def describe_pickle(folder: Path) -> str | None:
     return (
         f"{pickles[0]} is a pickle, which can run code when loaded: expected {name}.safetensors. If you trust the "
         f"file, load it with torch.load(..., weights_only=True) and write it beside it with "
-        f"safetensors.torch.save_file(..., '{name}.safetensors')"
+        f"safetensors.torch.save_file(..., '{name}.safetensors'). {CONVERT}"
     )
 
 

@@ -1,19 +1,27 @@
 """Released weights as models of this project: each gives what the original network and its sampler give."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import PNDMScheduler, UNet2DConditionModel, UNet2DModel
+from diffusers import DDPMScheduler, PNDMScheduler, UNet2DConditionModel, UNet2DModel
 from safetensors.torch import save_file
 
 from c_diffset.cli import main
 from c_diffset.convert import adm as converter
+from c_diffset.convert.record import read_conversion
 from c_diffset.convert.systems import Published, empty_student
 from c_diffset.convert.weights import check_names, shapes_of
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+from c_diffset.synthetic.generate import write_pairs
+from c_diffset.training.config import FinetuneConfig, ModelConfig
+from c_diffset.training.finetune import finetune
 from tests.conftest import save_stable_diffusion, tiny_conditional_unet
 from tests.convert.originals import Adm, AdmUNet, ancestral, consistency, deterministic, shaken
+from tests.helpers import short_run
+from tests.hub.markdown import shown_text
 
 SIZE = 8
 
@@ -137,6 +145,60 @@ def test_c_diffset(writes, form, base, tmp_path):
     prompt = pipe.prompt_kwargs(2)["encoder_hidden_states"]
     expected = deterministic(original, sar, prompt, 20, generator())
     assert_same(pipe(display(), 20, generator(), output_type="latent").images, expected)
+
+
+def test_a_folder_says_what_names_and_shapes_do_not(tmp_path):
+    """The form in which diffusers saves a UNet, its class that of the authors."""
+    original = shaken(UNet2DModel(**acd(16, 32, 32), norm_num_groups=8, attention_head_dim=16))
+    original.save_pretrained(tmp_path / "checkpoint_ema-5000")
+    settings = json.loads((path := tmp_path / "checkpoint_ema-5000/config.json").read_text())
+    path.write_text(json.dumps(settings | {"_class_name": "SAR2OptUNetv3"}))
+    pipe = convert("acd", tmp_path / "checkpoint_ema-5000", "--size", 16)
+    sar, noisy = random(2, 1, 16, 16), random(2, 3, 16, 16)
+    with torch.no_grad():
+        expected = original(torch.cat([noisy, sar], dim=1), 500).sample
+        assert_same(pipe.unet(torch.cat([sar, noisy], dim=1), 500).sample, expected)
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory) -> Path:
+    """The folder of a tiny model of conditional diffusion."""
+    folder = tmp_path_factory.mktemp("cd")
+    torch.save(shaken(AdmUNet(Adm((32, 64), blocks=1, attention=(1,)))).state_dict(), folder / "ema.pt")
+    convert("guided-diffusion", folder / "ema.pt", "--size", 16, "--channels_per_head", 32)
+    return folder / "model"
+
+
+def test_a_model_says_what_it_was_converted_from(converted, tmp_path, capsys):
+    assert main(["info", str(converted)]) == 0
+    assert "converted from ema.pt, weights of conditional diffusion in pixel space" in capsys.readouterr().out
+    publish = ["publish", str(converted), "--repo", "me/cd", "--license", "other", "--dry_run", str(tmp_path / "out")]
+    assert main(publish) == 0
+    card = (tmp_path / "out/README.md").read_text()
+    assert "converted from ema.pt" in shown_text(card) and "bai2024conditional" in card
+    assert read_conversion(tmp_path / "out") == read_conversion(converted) is not None
+    for wrong in ({"kind": "acd"}, {"kind": "x", "source": "s", "size": 1, "sha256": "0" * 64}):
+        (tmp_path / "out/conversion.json").write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match="conversion.json is not what a conversion writes"):
+            read_conversion(tmp_path / "out")
+
+
+def test_a_converted_model_gains_a_confidence(converted, tmp_path):
+    write_pairs(tmp_path / "pairs", 2, size=32)
+    model = ModelConfig(base=str(converted))
+    run = short_run(FinetuneConfig, tmp_path / "run", tmp_path / "pairs", model=model, stage="confidence")
+    pipe = CDiffSETPipeline.from_pretrained(finetune(run))
+    assert pipe.predicts_variance and isinstance(pipe.scheduler, DDPMScheduler) and len(pipe.scheduler.betas) == 2000
+
+
+@pytest.mark.parametrize("source", ["ema.pt", "cell"])
+def test_weights_in_place_of_a_model_point_here(source, converted, tmp_path, capsys):
+    place = converted.with_name("ema.pt")
+    if source == "cell":
+        place = tmp_path / "cell"
+        shutil.copytree(converted / "unet", place)
+    assert main(["info", str(place)]) == 2
+    assert "`c-diffset convert` makes a model" in capsys.readouterr().err
 
 
 def test_published_widths_map_without_remainder(tmp_path):
