@@ -91,7 +91,8 @@ class Distill(PairsTask):
                 logs["critic"] = critic.detach()
                 accelerator.backward(critic)
                 config = self.config.critic.optimizer
-                self.update(accelerator, self.wrapped_critic, self.critic_optimizer, config, step)
+                found = self.update(accelerator, self.wrapped_critic, self.critic_optimizer, config, step)
+                logs |= {f"critic_{name}": value for name, value in found.items()}
         return logs
 
     def losses(self, accelerator: Accelerator, batch: dict) -> dict[str, Tensor]:

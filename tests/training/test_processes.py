@@ -18,8 +18,11 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.mark.parametrize("method", ["finetune", "consistency", "time_aware"])
-def test_two_processes_equal_twice_the_batch(method, tmp_path, make_pipe):
+@pytest.mark.parametrize(
+    "method, head",
+    [("finetune", None), ("consistency", "light"), ("time_aware", "light"), ("time_aware", "published")],
+)
+def test_two_processes_equal_twice_the_batch(method, head, tmp_path, make_pipe):
     write_pairs(tmp_path / "data", 5, size=32)
     settings = {
         "data": {"source": str(tmp_path / "data"), "crop_size": 32, "validation_split": None},
@@ -32,7 +35,7 @@ def test_two_processes_equal_twice_the_batch(method, tmp_path, make_pipe):
         settings |= {"model": {"unet": unet, "prediction_type": "v_prediction"}}
     else:
         make_pipe("pixel").save_pretrained(tmp_path / "teacher")
-        settings |= {"teacher": str(tmp_path / "teacher"), "method": method, "critic": {"weight": 1.0}}
+        settings |= {"teacher": str(tmp_path / "teacher"), "method": method, "critic": {"weight": 1.0, "head": head}}
         settings |= {"time_aware": {"results": str(tmp_path / "results"), "num_results": 65, "teacher_steps": 1}}
     accelerate = str(Path(sys.executable).parent / "accelerate")
     for processes, batch_size in ((1, 4), (2, 2)):

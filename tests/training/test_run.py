@@ -181,6 +181,7 @@ def test_a_student_and_its_critic_go_on(method, head, trained, source, tmp_path,
         method=method,
         time_aware=TimeAwareConfig(results=str(tmp_path / "results"), num_results=5, teacher_steps=2),
         critic=CriticConfig(1.0, head=head),
+        gradient_accumulation_steps=2,
         checkpoint_every=2,
     )
     distill(config)
