@@ -28,6 +28,12 @@ class AveragedWeights:
         get_ema_multi_avg_fn(decay)(self.average, [parameter.detach() for parameter in self.parameters], None)
         self.updates += 1
 
+    def restart(self) -> None:
+        """Give the model the average, and begin a new one there."""
+        for parameter, average in zip(self.parameters, self.average, strict=True):
+            parameter.data.copy_(average)
+        self.updates = 0
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The average inside the model, for as long as the context lasts."""

@@ -118,12 +118,29 @@ class OptimizerConfig:
     use_8bit_adam: bool = False
 
 
+@dataclass(frozen=True)
+class Phase:
+    """A part of a training with an optimiser, a schedule and averaged weights of its own.
+
+    Attributes:
+        start: Number of updates before its first one.
+        end: Number of updates after its last one.
+        optimizer: Settings of its optimiser.
+        stage: Stage of C-DiffSET that it is; None in methods that have no stages.
+    """
+
+    start: int
+    end: int
+    optimizer: OptimizerConfig
+    stage: Literal[1, 2] | None = None
+
+
 @dataclass
 class ValidationConfig:
     """Sampling from the validation split while training.
 
     Attributes:
-        every: Number of updates between two validations; 0 validates only at the end.
+        every: Number of updates between two validations; 0 validates only at the end, or at that of each stage.
         num_images: Number of crops that are translated.
         crop_size: Side of the crops, which do not overlap, in pixels; null takes whole images.
         num_inference_steps: Number of sampling steps; null takes the pipeline's default.
@@ -210,6 +227,10 @@ class RunConfig:
                 "data.validation_split, or null"
             )
 
+    def phase(self, step: int) -> Phase:
+        """The phase of update `step`, counted from 0; most methods have only one."""
+        return Phase(0, self.max_steps, self.optimizer)
+
 
 @dataclass(kw_only=True)
 class FinetuneConfig(RunConfig):
@@ -217,14 +238,18 @@ class FinetuneConfig(RunConfig):
 
     Attributes:
         model: Settings of the model that is trained.
-        stage: Stage of C-DiffSET: "denoising" (1), "confidence" (2), or "both", one after the other in one run.
-        confidence_start_step: Update at which stage 2 starts in a run of both; null takes half of `max_steps`.
+        stage: Stage of C-DiffSET: "denoising" (1), "confidence" (2), or "both", one after the other in one run, each
+            with an optimiser, a schedule and averaged weights of its own.
+        confidence_start_step: Number of updates of stage 1 in a run of both; null takes half of `max_steps`.
+        confidence_optimizer: Settings of stage 2's optimiser in a run of both; null takes `optimizer`.
+            What a given group leaves out has its default, whatever stage 1 has.
         min_snr_gamma: Strength of the min-SNR weighting of stage 1 (5 is usual); null weights all times alike.
     """
 
     model: ModelConfig
     stage: Literal["denoising", "confidence", "both"] = "both"
     confidence_start_step: int | None = number(None, 0, MOST_STEPS)
+    confidence_optimizer: OptimizerConfig | None = None
     min_snr_gamma: float | None = number(None, 0.0, MOST_WEIGHT)
 
     def __post_init__(self):
@@ -237,13 +262,38 @@ class FinetuneConfig(RunConfig):
             )
         if self.data.latent_cache and self.model.base is None and self.model.vae is None:
             raise ValueError("data.latent_cache is set, but pixel space (no model.vae) has no latents: remove it")
+        if self.stage == "both":
+            self._check_stages()
+
+    def _check_stages(self) -> None:
+        """Settle where stage 2 starts, and refuse a run of both stages that would not be one."""
+        if self.confidence_start_step is None:
+            self.confidence_start_step = self.max_steps // 2
+        if self.confidence_start_step >= self.max_steps:
+            raise ValueError(
+                f"confidence_start_step is {self.confidence_start_step}, but max_steps, which counts both stages, is "
+                f"{self.max_steps}: lower the one or raise the other, or set stage to denoising for stage 1 alone"
+            )
+        second = self.confidence_optimizer
+        if second is not None and second.use_8bit_adam != self.optimizer.use_8bit_adam:
+            raise ValueError(
+                f"confidence_optimizer.use_8bit_adam is {second.use_8bit_adam}, but optimizer.use_8bit_adam is "
+                f"{self.optimizer.use_8bit_adam}: set both alike"
+            )
 
     @property
     def confidence_start(self) -> int:
         """The update from which on the C-Diff loss is used."""
-        if self.stage == "both":
-            return self.max_steps // 2 if self.confidence_start_step is None else self.confidence_start_step
-        return 0 if self.stage == "confidence" else self.max_steps
+        starts = {"denoising": self.max_steps, "confidence": 0, "both": self.confidence_start_step}
+        return starts[self.stage]
+
+    def phase(self, step: int) -> Phase:
+        """The stage of update `step`, counted from 0."""
+        start = self.confidence_start
+        if step < start:
+            return Phase(0, start, self.optimizer, stage=1)
+        own = self.confidence_optimizer if self.stage == "both" else None
+        return Phase(start, self.max_steps, own or self.optimizer, stage=2)
 
 
 @dataclass(kw_only=True)

@@ -24,7 +24,7 @@ from c_diffset.noise import noise_generator
 from c_diffset.precision import choose_precision
 from c_diffset.training.average import AveragedWeights
 from c_diffset.training.checkpoint import Part
-from c_diffset.training.config import TRACKERS, RunConfig
+from c_diffset.training.config import TRACKERS, Phase, RunConfig
 from c_diffset.training.history import write_history
 from c_diffset.training.run import RunFolder
 from c_diffset.training.stopping import Stop, Stopped
@@ -103,13 +103,13 @@ def train(task: Task, config: RunConfig, accelerator: Accelerator, pairs: Sequen
 
 
 class _Progress:
-    """What every checkpoint says of a run: the number of its updates, and the losses that are not logged yet.
+    """What every checkpoint says of a run: the number of its updates, their phase, and the losses not logged yet.
 
     The losses are sums with the number of values in them, those of all processes one after the other.
     """
 
-    def __init__(self, accelerator: Accelerator):
-        self.accelerator, self.step = accelerator, 0
+    def __init__(self, accelerator: Accelerator, config: RunConfig):
+        self.accelerator, self.config, self.step = accelerator, config, 0
         self.losses: dict[str, torch.Tensor] = {}
         self.counts: dict[str, int] = {}
 
@@ -129,11 +129,23 @@ class _Progress:
         """Bring the losses of all processes together for a checkpoint, which one of them writes."""
         self.losses = {name: self.accelerator.gather(sum_.reshape(1)) for name, sum_ in self.losses.items()}
 
+    @property
+    def phase(self) -> Phase:
+        """The phase of the last update."""
+        return self.config.phase(max(0, self.step - 1))
+
     def state_dict(self) -> dict:
-        return {"step": self.step, "losses": self.losses, "counts": self.counts}
+        phase = {"start": self.phase.start, "end": self.phase.end}
+        return {"step": self.step, "phase": phase, "losses": self.losses, "counts": self.counts}
 
     def load_state_dict(self, state: dict) -> None:
         self.step, self.counts = state["step"], dict(state.get("counts", {}))
+        whole = (self.phase.start, self.phase.end) == (0, self.config.max_steps)
+        if "phase" not in state and not whole and self.step < self.config.max_steps:
+            raise ValueError(
+                "this run was started by a version that trained both stages under one schedule, and cannot go on: "
+                "choose another output_dir, and start from this run's pipeline/ (model.base), by stages"
+            )
         rank, device = self.accelerator.process_index, self.accelerator.device
         gathered = state.get("losses", {})
         self.losses = {name: values[rank % len(values)].to(device) for name, values in gathered.items()}
@@ -145,7 +157,7 @@ class _Training:
     def __init__(self, task: Task, config: RunConfig, accelerator: Accelerator, run: RunFolder, stop: Stop):
         self.task, self.config, self.accelerator, self.run, self.stop = task, config, accelerator, run, stop
         self.main = accelerator.is_main_process
-        self.progress, self.ema = _Progress(accelerator), AveragedWeights(task.trainable, config.ema_decay)
+        self.progress, self.ema = _Progress(accelerator, config), AveragedWeights(task.trainable, config.ema_decay)
         self.to_validate = self.stopping = False
         self.samples_per_step = config.batch_size * accelerator.num_processes * config.gradient_accumulation_steps
 
@@ -182,6 +194,8 @@ class _Training:
                 self.stopping = self.stop.agreed()
             self._restart_clock()
             while self.progress.step < config.max_steps and not self.stopping:
+                if self.progress.step == config.phase(self.progress.step).start > 0:
+                    self._begin_phase()
                 torch.manual_seed(noise_generator(config.seed, self.progress.step, rank).initial_seed())  # of dropout
                 for _ in range(config.gradient_accumulation_steps):
                     self.progress.add(self.task.train_batch(accelerator, next(batches), self.progress.step))
@@ -190,14 +204,24 @@ class _Training:
                 bar.update()
                 self._after_update(bar)
 
+    def _begin_phase(self) -> None:
+        """Go on from the averaged weights, which are the finished model, as a training of its own would."""
+        self.ema.restart()
+        self.task.optimizer.state.clear()
+        if self.main:
+            tqdm.write(f"{self.run.path}: stage 1 is finished, and kept in stage1/; stage 2 begins")
+
+    def _ends_phase(self, step: int) -> bool:
+        return step == self.config.phase(step - 1).end
+
     def _is_validated(self, step: int) -> bool:
         every = self.config.validation.every
-        return step == self.config.max_steps or (every > 0 and step % every == 0)
+        return self._ends_phase(step) or (every > 0 and step % every == 0)
 
     def _after_update(self, bar: tqdm) -> None:
         """Log, validate and save where this is due, or where the training is told to stop."""
         config, step = self.config, self.progress.step
-        save = step == config.max_steps or step % config.checkpoint_every == 0
+        save = self._ends_phase(step) or step % config.checkpoint_every == 0
         self.to_validate = self._is_validated(step)
         if save or step % config.log_every == 0:
             self._log(bar)
@@ -224,7 +248,10 @@ class _Training:
         """The mean of each loss since the last line, over all processes."""
         step, steps = self.progress.step, self.progress.step - self.clock_step
         values = self.progress.means()
-        values["learning_rate"] = learning_rate(step - 1, self.config.optimizer, self.config.max_steps)
+        phase = self.progress.phase
+        values["learning_rate"] = learning_rate(step - 1, phase.optimizer, phase)
+        if phase.stage is not None:
+            values["stage"] = phase.stage
         values["images_per_second"] = steps * self.samples_per_step / (time.perf_counter() - self.clock)
         if self.main:
             self.run.log(step=step, **values)
@@ -257,10 +284,14 @@ class _Training:
 
     def _save(self) -> None:
         """The pipeline first: where a checkpoint is, its pipeline is too."""
+        step = self.progress.step
         with self.ema.applied():
-            self.run.replace("pipeline", self._writer(self.task.pipeline(self.progress.step)))
+            pipe = self.task.pipeline(step)
+            self.run.replace("pipeline", self._writer(pipe))
             self.task.save_adapter(self.run)
-        self.run.save(self.parts(), self.progress.step, self.config.keep_checkpoints)
+            if self._ends_phase(step) and step < self.config.max_steps:
+                self.run.replace("stage1", self._writer(pipe))
+        self.run.save(self.parts(), step, self.config.keep_checkpoints)
 
     def _writer(self, pipe) -> Callable[[Path], None]:
         """What fills a model's folder: the model, and how it was trained."""

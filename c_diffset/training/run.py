@@ -16,7 +16,7 @@ from c_diffset.training.checkpoint import Part, load_checkpoint, newest_whole, s
 from c_diffset.training.config import RunConfig
 from c_diffset.training.history import PLACES, plain_settings
 
-FOLDERS = ("pipeline", "best", "lora")  # what `replace` writes
+FOLDERS = ("pipeline", "best", "lora", "stage1")  # what `replace` writes
 LOCK_SECONDS = 10  # loaders of a killed training hold its lock until they notice
 
 
@@ -30,7 +30,7 @@ FREE_ON_RESUME = {
 
 
 class RunFolder:
-    """What a run has in its folder: `pipeline/`, `best/`, `lora/`, `checkpoints/`, `samples/`, `logs/`, and files.
+    """What a run has in its folder: models (`FOLDERS`), `checkpoints/`, `samples/`, `logs/`, and files.
 
     What is not finished, and what is about to be removed, lies in `checkpoints/`, which the run makes and marks as its
     own: whatever else the folder holds stays.

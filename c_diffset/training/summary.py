@@ -24,6 +24,9 @@ def summary(folder: Path, config: RunConfig) -> str:
         lines.append(f"  best model:   {best} ({_figures(_best(run, best, rows, config))})")
     elif not best.is_dir():
         lines.append("  without validation, no best model was chosen")
+    if (first := run.path / "stage1").is_dir():
+        told = [row for row in rows if row["step"] == config.phase(0).end]
+        lines.append(f"  stage 1:      {first}" + (f" ({_figures(told[-1])})" if told else ""))
     return "\n".join([*lines, *_next(best if best.is_dir() else folder, config)])
 
 

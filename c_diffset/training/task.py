@@ -19,7 +19,7 @@ from c_diffset.data.teacher_results import build_results
 from c_diffset.models.unet import add_lora, without_variance
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.training.checkpoint import Part
-from c_diffset.training.config import OptimizerConfig, RunConfig
+from c_diffset.training.config import OptimizerConfig, Phase, RunConfig
 from c_diffset.training.pairs import training_pairs, validation_pairs
 from c_diffset.training.run import RunFolder
 from c_diffset.training.stopping import ignore_signals
@@ -40,13 +40,14 @@ def make_optimizer(parameters, config: OptimizerConfig) -> torch.optim.Optimizer
     return AdamW8bit(parameters, **options)
 
 
-def learning_rate(step: int, config: OptimizerConfig, max_steps: int) -> float:
-    """Learning rate of update `step` of `max_steps`: linear warm-up, then as the schedule says."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = min(1.0, (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps))
-    left = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + cos(pi * progress))}
-    return config.learning_rate * left[config.schedule]
+def learning_rate(step: int, config: OptimizerConfig, phase: Phase) -> float:
+    """Learning rate of update `step`, counted from 0: linear warm-up, then as the schedule says to the phase's end."""
+    done, left = step - phase.start, phase.end - phase.start - config.warmup_steps
+    if done < config.warmup_steps:
+        return config.learning_rate * (done + 1) / config.warmup_steps
+    progress = min(1.0, (done - config.warmup_steps) / max(1, left))
+    share = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + cos(pi * progress))}
+    return config.learning_rate * share[config.schedule]
 
 
 class Task:
@@ -112,7 +113,8 @@ class Task:
         with accelerator.accumulate(self.wrapped):
             loss, logs = self.loss(batch, step)
             accelerator.backward(loss)
-            return logs | self.update(accelerator, self.wrapped, self.optimizer, self.config.optimizer, step)
+            optimizer = self.config.phase(step).optimizer
+            return logs | self.update(accelerator, self.wrapped, self.optimizer, optimizer, step)
 
     def loss(self, batch: dict, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss of a batch on the device, and what is logged."""
@@ -122,8 +124,9 @@ class Task:
         self, accelerator: Accelerator, model: nn.Module, optimizer, config: OptimizerConfig, step: int
     ) -> dict[str, torch.Tensor]:
         """Clip the gradients and update the model, where gradients are synchronised; returns their norm to log."""
+        rate = learning_rate(step, config, self.config.phase(step))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config, self.config.max_steps)
+            group |= dict(lr=rate, betas=tuple(config.betas), weight_decay=config.weight_decay)
         logs = {}
         if accelerator.sync_gradients:
             logs["grad_norm"] = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from c_diffset.training.config import DecoderConfig, FinetuneConfig
+from c_diffset.training.config import DecoderConfig, FinetuneConfig, Phase
 from c_diffset.training.distill_config import DistillConfig
 from c_diffset.training.parser import parse_config
 from c_diffset.training.run import check_same_run, save_config
@@ -63,6 +63,12 @@ def test_resolved_settings_read_back_equal(tmp_path):
         ({"data": {"source": "pairs", "crop_size": -1}}, "data.crop_size is -1"),
         ({"model": {"unet": {"block_out_channels": [8, -32]}}}, r"model.unet.block_out_channels is \[8, -32\]"),
         ({"model": {"unet": {"block_out_channels": []}}}, "model.unet.block_out_channels is empty"),
+        ({"max_steps": 4, "confidence_start_step": 4}, "confidence_start_step is 4, but max_steps"),
+        (
+            {"optimizer": {"use_8bit_adam": True}, "confidence_optimizer": {"learning_rate": 1e-5}},
+            "confidence_optimizer.use_8bit_adam is False, but optimizer.use_8bit_adam is True",
+        ),
+        ({"confidence_optimizer": {"learning_rate": 11}}, "confidence_optimizer.learning_rate is 11"),
         ({"model": {}}, "either `base`"),
         ({"model": MINIMAL["model"] | {"base": "sd"}}, "either `base`"),
         ({"model": MINIMAL["model"] | {"zero_terminal_snr": True}}, "zero_terminal_snr"),
@@ -98,8 +104,10 @@ def test_the_stage_says_when_confidence_starts(tmp_path, stage, start):
 )
 def test_the_learning_rate_follows_the_schedule_after_the_warm_up(tmp_path, schedule, rates):
     config = parse(tmp_path, MINIMAL, f"--optimizer.schedule={schedule}", "--optimizer.warmup_steps=2").optimizer
-    found = [learning_rate(step, config, 5) / config.learning_rate for step in range(5)]
-    assert found == pytest.approx(rates)
+    for start in (0, 7):
+        phase = Phase(start, start + 5, config)
+        found = [learning_rate(start + step, config, phase) / config.learning_rate for step in range(5)]
+        assert found == pytest.approx(rates)
 
 
 BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}]\n" for a, b in pairwise("abcdefghijklmno"))

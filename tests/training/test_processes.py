@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from c_diffset.synthetic.generate import write_pairs
+from tests.helpers import ACCELERATE, log_lines, succeed
 
 pytestmark = pytest.mark.slow
 
@@ -67,6 +69,31 @@ def test_two_processes_equal_twice_the_batch(method, head, tmp_path, make_pipe):
             for other in (start, weights[1])
         )
         assert apart < 1e-3 * went
+
+
+@pytest.mark.parametrize("step", [3, 4])
+def test_two_processes_go_on_at_and_after_the_change_of_stages(step, tmp_path):
+    """A launcher that is killed leaves what it has started; so the last checkpoints are removed instead."""
+    write_pairs(tmp_path / "data", 5, size=32)
+    settings = {
+        "data": {"source": str(tmp_path / "data"), "crop_size": 32, "validation_split": None},
+        "model": {"unet": {"block_out_channels": [8, 32], "layers_per_block": 1}},
+        "optimizer": {"warmup_steps": 2, "learning_rate": 1e-3},
+        **{"max_steps": 6, "batch_size": 2, "log_every": 1, "checkpoint_every": 1, "keep_checkpoints": 6},
+        "output_dir": str(tmp_path / "run"),
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    launch = [ACCELERATE, "launch", "--multi_gpu", "--num_processes", "2", "-m", "c_diffset", "finetune"]
+    command, environment = [*launch, "--config", tmp_path / "recipe.yaml"], {"ACCELERATE_USE_CPU": "true"}
+    succeed(*command, env=environment)
+    whole = shutil.copytree(tmp_path / "run", tmp_path / "whole")
+    for later in range(step + 1, 7):
+        shutil.rmtree(tmp_path / f"run/checkpoints/step_{later:08d}")
+    succeed(*command, env=environment)
+    assert log_lines(tmp_path / "run") == log_lines(whole)
+    for folder in ("pipeline", "stage1"):
+        weights = f"{folder}/unet/diffusion_pytorch_model.safetensors"
+        assert (tmp_path / "run" / weights).read_bytes() == (whole / weights).read_bytes()
 
 
 @pytest.mark.parametrize("options", [["--quiet", "--cpu"], ["--multi_gpu", "--num_processes", "2"]])

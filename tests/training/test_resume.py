@@ -48,25 +48,32 @@ def assert_same_run(output: Path, uninterrupted: Path) -> None:
     """The same losses, bit for bit, and the same weights; nothing half-written is left."""
     assert log_lines(output) == log_lines(uninterrupted)
     assert [line["step"] for line in log_lines(output)][-1] == STEPS
-    name = "pipeline/unet/diffusion_pytorch_model.safetensors"
-    expected = load_file(uninterrupted / name)
-    for key, value in load_file(output / name).items():
-        assert torch.equal(value, expected[key]), key
+    for folder in ("pipeline", "stage1"):
+        name = f"{folder}/unet/diffusion_pytorch_model.safetensors"
+        expected = load_file(uninterrupted / name)
+        for key, value in load_file(output / name).items():
+            assert torch.equal(value, expected[key]), key
     assert not [path for path in output.rglob("*") if path.name.endswith((".partial", ".old", ".lock"))]
 
 
-def test_killed_in_the_middle_of_a_step(settings, uninterrupted, tmp_path):
+@pytest.mark.parametrize("step", [8, 10])
+def test_killed_in_the_middle_of_a_step(step, settings, uninterrupted, tmp_path):
+    """Stage 1 ends with update 8."""
     output = tmp_path / "run"
     metrics = output / "metrics.jsonl"
-    kill_when(lambda: metrics.exists() and '"step": 10' in metrics.read_text(), *training_command(settings, output))
+    kill_when(
+        lambda: metrics.exists() and f'"step": {step}' in metrics.read_text(), *training_command(settings, output)
+    )
     assert RunFolder(output).finished_checkpoints()[-1].name < f"step_{STEPS:08d}"
     succeed(*training_command(settings, output))
     assert_same_run(output, uninterrupted)
 
 
-def test_killed_in_the_middle_of_a_checkpoint(settings, uninterrupted, tmp_path):
+@pytest.mark.parametrize("name", ["step_00000006", "stage1", "step_00000008"])
+def test_killed_in_the_middle_of_a_checkpoint(name, settings, uninterrupted, tmp_path):
+    """In stage 1, while its model is kept, and while the state at its end is."""
     output = tmp_path / "run"
-    aside = output / "checkpoints/.step_00000006.partial"
+    aside = output / f"checkpoints/.{name}.partial"
     kill_when(lambda: aside.exists() and any(aside.iterdir()), *training_command(settings, output))
     succeed(*training_command(settings, output))
     assert_same_run(output, uninterrupted)

@@ -14,6 +14,7 @@ import torch
 import yaml
 from accelerate.utils import constants
 from diffusers import UNet2DModel
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from c_diffset.data import teacher_results
@@ -22,11 +23,18 @@ from c_diffset.models.unet import small_unet
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.synthetic.generate import write_pairs
 from c_diffset.training.checkpoint import load_checkpoint, save_checkpoint
-from c_diffset.training.config import DataConfig, FinetuneConfig, ModelConfig, SmallUNetConfig, ValidationConfig
+from c_diffset.training.config import (
+    DataConfig,
+    FinetuneConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SmallUNetConfig,
+    ValidationConfig,
+)
 from c_diffset.training.distill import distill
 from c_diffset.training.distill_config import CriticConfig, DistillConfig, TimeAwareConfig
 from c_diffset.training.finetune import Finetune, build_pipeline, finetune
-from c_diffset.training.loop import make_accelerator, train
+from c_diffset.training.loop import _Progress, make_accelerator, train
 from c_diffset.training.run import RunFolder
 from tests.conftest import tiny_scheduler
 from tests.helpers import ROOT, fresh_accelerate, log_lines, short_run
@@ -78,6 +86,88 @@ def stop_after(config, step: int) -> None:
     Path(config.output_dir, WEIGHTS).unlink()
 
 
+# ------------------------------------------------------------------------------------------------------- two stages
+
+
+@pytest.fixture(scope="module")
+def staged(source, tmp_path_factory) -> FinetuneConfig:
+    """The settings of a finished run of two stages of three updates each, with a checkpoint after every update."""
+    fresh_accelerate()
+    rest = {"max_steps": 6, "checkpoint_every": 1, "keep_checkpoints": 6}
+    second = OptimizerConfig(learning_rate=1e-2, warmup_steps=1, weight_decay=0.1, betas=(0.8, 0.9), schedule="linear")
+    return settings(tmp_path_factory.mktemp("runs") / "whole", source, train=True, confidence_optimizer=second, **rest)
+
+
+def part_of(config: FinetuneConfig, step: int, name: str) -> tuple[dict, dict]:
+    """The tensors of a part of a checkpoint, and the rest of it."""
+    path = Path(config.output_dir, f"checkpoints/step_{step:08d}/{name}.safetensors")
+    with safe_open(path, "pt") as file:
+        return load_file(path), json.loads(file.metadata()["rest"])
+
+
+def test_each_stage_has_a_schedule_an_optimiser_and_an_average_of_its_own(staged):
+    lines = log_lines(Path(staged.output_dir))
+    assert [line["stage"] for line in lines] == [1, 1, 1, 2, 2, 2]
+    assert [line["learning_rate"] for line in lines] == pytest.approx([5e-4, 1e-3, 1e-3, 1e-2, 1e-2, 5e-3])
+    for step in range(1, 7):
+        moments, _ = part_of(staged, step, "optimizer")
+        updates = {value.item() for name, value in moments.items() if name.endswith(".step")}
+        _, progress = part_of(staged, step, "progress")
+        averaged = part_of(staged, step, "average")[1]["updates"]
+        start = progress["phase"]["start"]
+        assert (updates, averaged, start) == ({step - start}, step - start, 0 if step <= 3 else 3)
+    for step, (first, second) in ((1, (0.9, 0.999)), (4, (0.8, 0.9))):  # one gradient in both moments
+        moments, _ = part_of(staged, step, "optimizer")
+        squared, of_squares = (moments[f".0.{name}"].square() for name in ("exp_avg", "exp_avg_sq"))
+        torch.testing.assert_close(squared / (1 - first) ** 2, of_squares.sqrt() / (1 - second))
+
+
+def test_stage_2_starts_from_the_averaged_weights_of_stage_1_which_are_kept(source, tmp_path):
+    """Seen by a stage 2 that does not move: its weights and their average are those of the model that is kept."""
+    still = OptimizerConfig(learning_rate=0.0)
+    config = settings(tmp_path / "run", source, train=True, confidence_optimizer=still)
+    kept, last = (load_file(tmp_path / "run" / name) for name in (WEIGHTS.replace("pipeline", "stage1"), WEIGHTS))
+    raw, rest = part_of(config, 2, "model")
+    moved, _ = part_of(config, 4, "model")
+    for name, value in kept.items():  # a model of stage 1 has no variance
+        assert torch.equal(moved[f".{name}"][: len(value)], value)
+        torch.testing.assert_close(last[name][: len(value)], value, rtol=1e-6, atol=1e-8)
+    assert any(not torch.equal(raw[f".{name}"][: len(value)], value) for name, value in kept.items())
+    told = yaml.safe_load((tmp_path / "run/stage1/training.yaml").read_text())
+    assert told["updates"] == told["settings"]["confidence_start_step"] == 2
+
+
+@pytest.mark.parametrize("step", [2, 3, 4])
+def test_a_run_of_two_stages_goes_on_before_at_and_after_the_change(step, staged, tmp_path):
+    output = Path(shutil.copytree(staged.output_dir, tmp_path / "run"))
+    copied = replace(staged, output_dir=str(output))
+    stop_after(copied, step)
+    if step < 3:
+        shutil.rmtree(output / "stage1")
+    finetune(copied)
+    assert_same(copied.output_dir, staged.output_dir)
+    kept = WEIGHTS.replace("pipeline", "stage1")
+    assert (output / kept).read_bytes() == Path(staged.output_dir, kept).read_bytes()
+
+
+def test_a_run_whose_stages_had_one_schedule_does_not_go_on(copied, monkeypatch):
+    """As earlier versions trained them, whose checkpoints name no phase. A finished one stays as it is."""
+    state_of = _Progress.state_dict
+    monkeypatch.setattr(_Progress, "state_dict", lambda self: {k: v for k, v in state_of(self).items() if k != "phase"})
+    shutil.rmtree(copied.output_dir)
+    finetune(copied)
+    before = Path(copied.output_dir, "metrics.jsonl").read_bytes()
+    assert finetune(copied) == Path(copied.output_dir, "pipeline")
+    stop_after(copied, 2)
+    with pytest.raises(ValueError, match="a version that trained both stages under one schedule"):
+        finetune(copied)
+    assert Path(copied.output_dir, "metrics.jsonl").read_bytes() == before
+    alone = replace(copied, stage="denoising", output_dir=f"{copied.output_dir}1")
+    finetune(alone)
+    stop_after(alone, 2)
+    finetune(alone)
+
+
 # ----------------------------------------------------------------------------------------------------- exact resume
 
 
@@ -118,18 +208,20 @@ def test_a_run_of_a_version_without_a_setting_goes_on_with_the_default(copied, t
 
 
 def test_logged_losses_are_means_whatever_else_is_due(source, tmp_path):
-    """With a validation between two lines, accumulation, and a change of stages, whose losses have other names."""
+    """With a validation between two lines, accumulation, and a change of stages, whose losses no line mixes."""
     lines = []
-    for log_every in (1, 4):
+    for log_every in (1, 6):
         data = DataConfig(source=source, crop_size=16, validation_split="train")
         validation = ValidationConfig(every=3, num_images=1, crop_size=None, num_inference_steps=1)
-        rest = {"confidence_start_step": 2, "gradient_accumulation_steps": 2, "log_every": log_every}
+        rest = {"confidence_start_step": 2, "max_steps": 6, "gradient_accumulation_steps": 2, "log_every": log_every}
         output = tmp_path / str(log_every)
-        settings(output, source, train=True, data=data, validation=validation, checkpoint_every=4, **rest)
+        settings(output, source, train=True, data=data, validation=validation, checkpoint_every=6, **rest)
         lines.append([line for line in log_lines(output) if "loss" in line])
-    for name, count in (("loss", 4), ("grad_norm", 4), ("error", 2)):
-        values = [line[name] for line in lines[0] if name in line]
-        assert len(values) == count and lines[1][0][name] == pytest.approx(sum(values) / count, rel=1e-5)
+    assert [(line["step"], line["stage"]) for line in lines[1]] == [(2, 1), (6, 2)]
+    for found, each in zip(lines[1], (lines[0][:2], lines[0][2:]), strict=True):
+        for name in {"loss", "grad_norm", "error"} & found.keys():
+            assert found[name] == pytest.approx(sum(line[name] for line in each) / len(each), rel=1e-5)
+    assert "error" not in lines[1][0] and "error" in lines[1][1]
 
 
 def test_dropout_goes_on_as_it_would_have(source, tmp_path):

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: a training finishes its update, writes a checkpoint, and goes on as if not stopped."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -72,22 +73,30 @@ def signalled(monkeypatch, owner: type, name: str, when: Callable, *numbers: int
     monkeypatch.setattr(owner, name, first_signal)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def update_number(number: int) -> Callable:
+    """A condition for `signalled` on `AveragedWeights.update`: it is the update of this number."""
+    numbers = itertools.count(1)
+    return lambda average: next(numbers) == number
+
+
+@pytest.mark.parametrize(("update", "number", "status"), [(7, signal.SIGINT, 130), (5, signal.SIGTERM, 143)])
 def test_a_signal_finishes_the_update_and_the_run_goes_on_from_there(
-    number, status, recipe, whole, tmp_path, monkeypatch, capfd
+    update, number, status, recipe, whole, tmp_path, monkeypatch, capfd
 ):
-    """After update 7: log lines come after 6 and 9, so that the losses of one update are not logged yet."""
+    """After update 7: log lines come after 6 and 9, so that the losses of one update are not logged yet. Update 5 is
+    the last one of stage 1."""
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
-    signalled(monkeypatch, AveragedWeights, "update", lambda average: average.updates == 6, number)
+    signalled(monkeypatch, AveragedWeights, "update", update_number(update), number)
     assert train(recipe, tmp_path / "run") == status
     said = capfd.readouterr().err
     assert "stopping after this update" in said
-    assert said.splitlines()[-1] == f"{tmp_path / 'run'}: stopped after update 7; the same command goes on from there"
-    assert RunFolder(tmp_path / "run").finished_checkpoints()[-1].name == "step_00000007"
+    told = f"{tmp_path / 'run'}: stopped after update {update}; the same command goes on from there"
+    assert said.splitlines()[-1] == told
+    assert RunFolder(tmp_path / "run").finished_checkpoints()[-1].name == f"step_{update:08d}"
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     monkeypatch.undo()
     assert train(recipe, tmp_path / "run") == 0
-    assert f"{tmp_path / 'run'}: going on after update 7 of {STEPS}" in capfd.readouterr().out
+    assert f"{tmp_path / 'run'}: going on after update {update} of {STEPS}" in capfd.readouterr().out
     assert_same(tmp_path / "run", whole)
 
 
@@ -105,9 +114,9 @@ def test_a_signal_ends_a_validation_which_the_next_start_does(step, recipe, whol
 
 def test_a_second_ctrl_c_ends_at_once(recipe, whole, tmp_path, monkeypatch, capfd):
     twice = (signal.SIGINT, signal.SIGINT)
-    signalled(monkeypatch, AveragedWeights, "update", lambda average: average.updates == 5, *twice)
+    signalled(monkeypatch, AveragedWeights, "update", update_number(7), *twice)
     assert train(recipe, tmp_path / "run") == 130
-    assert "ended after update 5; the same command goes on from update 4" in capfd.readouterr().err
+    assert "ended after update 6; the same command goes on from update 5" in capfd.readouterr().err
     monkeypatch.undo()
     assert train(recipe, tmp_path / "run") == 0
     assert_same(tmp_path / "run", whole)

@@ -52,7 +52,7 @@ def test_tensorboard_gets_losses_learning_rate_and_samples(finished):
     (events,) = finished.glob("logs/**/events.out.tfevents*")
     log = EventAccumulator(str(events.parent)).Reload()
     rates = [event.value for event in log.Scalars("learning_rate")]
-    assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 5e-4], rel=1e-4)
+    assert rates == pytest.approx([5e-4, 1e-3, 5e-4, 1e-3], rel=1e-4), "each stage warms up"
     assert [line["learning_rate"] for line in log_lines(finished) if "loss" in line] == pytest.approx(rates)
     assert len(log.Scalars("loss")) == 4 and len(log.Scalars("validation/psnr")) == 2
     samples = log.Images("samples")
@@ -91,6 +91,7 @@ def test_the_last_words_name_models_figures_and_commands_that_run(recipe, finish
     assert train(recipe, finished) == 0
     said = capsys.readouterr().out
     values = {line["step"]: line["validation/psnr"] for line in log_lines(finished) if "validation/psnr" in line}
+    assert f"stage 1:      {finished}/stage1 (validation after update 2: psnr {values[2]:.4g}" in said
     assert f"newest model: {finished}/pipeline (validation after update 4: psnr {values[4]:.4g}" in said
     assert f"best model:   {finished}/best (validation after update 4: psnr {values[4]:.4g}" in said, (
         "it has a confidence"
