@@ -244,6 +244,8 @@ class FinetuneConfig(RunConfig):
         confidence_optimizer: Settings of stage 2's optimiser in a run of both; null takes `optimizer`.
             What a given group leaves out has its default, whatever stage 1 has.
         min_snr_gamma: Strength of the min-SNR weighting of stage 1 (5 is usual); null weights all times alike.
+        input_perturbation: Standard deviation of further noise in the noisy image, which is not to be predicted (Ning
+            et al., 2023; 0.1 is usual).
     """
 
     model: ModelConfig
@@ -251,6 +253,7 @@ class FinetuneConfig(RunConfig):
     confidence_start_step: int | None = number(None, 0, MOST_STEPS)
     confidence_optimizer: OptimizerConfig | None = None
     min_snr_gamma: float | None = number(None, 0.0, MOST_WEIGHT)
+    input_perturbation: float = number(0.0, 0.0, 1.0)
 
     def __post_init__(self):
         super().__post_init__()

@@ -3,7 +3,6 @@
 import torch
 from accelerate import Accelerator
 
-from c_diffset.data.batches import TrainingPairs
 from c_diffset.models.critics import ConsistencyCritic
 from c_diffset.objectives.consistency import consistency_function, ddim_step, pseudo_huber, solver_timesteps
 from c_diffset.objectives.denoising import add_noise, clean_and_noise
@@ -21,14 +20,9 @@ class ConsistencyDistill(Distill):
 
     def __init__(self, config: DistillConfig, teacher: CDiffSETPipeline, student: CDiffSETPipeline):
         super().__init__(config, teacher, student)
+        self.input_perturbation = config.consistency.input_perturbation
         self.target = AveragedWeights(self.trainable, config.consistency.target_decay, warm_up=False)
         self.times = solver_timesteps(config.consistency.grid, len(teacher.scheduler.alphas_cumprod))
-
-    def samples(self, accelerator: Accelerator) -> TrainingPairs:
-        """As in the base; with a second noise where the input is perturbed."""
-        samples = super().samples(accelerator)
-        samples.more_noise = (2,) if self.config.consistency.input_perturbation else ()
-        return samples
 
     def prepare(self, accelerator: Accelerator) -> None:
         """As in the base; the target moves to the device."""
@@ -55,10 +49,7 @@ class ConsistencyDistill(Distill):
         mask, grid = batch.get("mask"), self.config.consistency.grid
         interval = batch["timestep"] * grid // len(self.abar)
         late, early = self.times[interval + 1], self.times[interval]
-        noise = batch["noise"]
-        if self.config.consistency.input_perturbation:
-            noise = noise + self.config.consistency.input_perturbation * batch["noise_2"]
-        noisy = add_noise(eo, noise, self.abar[late])
+        noisy = add_noise(eo, self.noise(batch), self.abar[late])
         with torch.no_grad(), accelerator.autocast():
             earlier = self.teacher_step(sar, noisy, late, self.times_abar[interval])
             target = self.target_prediction(sar, earlier, early, self.times_abar[interval])

@@ -15,14 +15,13 @@ class ConsistencyConfig:
         grid: Number of times of the teacher's DDIM solver.
         target_decay: Decay of the target, the average of the student that the student is compared with.
         huber_c: Width of the pseudo-Huber loss.
-        input_perturbation: Strength of a second noise that is added to the noise of the images (Ning et al., 2023); 0
-            adds none.
+        input_perturbation: Standard deviation of further noise in the noisy image (Ning et al., 2023; 0.1 is usual).
     """
 
     grid: int = number(50, 1, 10_000)
     target_decay: float = number(0.95, 0.0, 1.0)
     huber_c: float = number(1e-3, 1e-9, 1e3)
-    input_perturbation: float = number(0.0, 0.0, 1e3)
+    input_perturbation: float = number(0.0, 0.0, 1.0)
 
 
 @dataclass

@@ -123,6 +123,7 @@ class Finetune(PairsTask):
     def __init__(self, config: FinetuneConfig, pipe: CDiffSETPipeline, lora_rank: int = 0):
         learnt_before = bool(pipe.unet.conv_out.weight[-1].any())
         super().__init__(config, pipe, lora_rank)
+        self.input_perturbation = config.input_perturbation
         self.variance_from = 0 if learnt_before else config.confidence_start
 
     def loss(self, batch: dict, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -131,7 +132,7 @@ class Finetune(PairsTask):
         abar = self.abar[batch["timestep"]]
         kind = self.pipe.config.prediction_type
         target = prediction_target(eo, batch["noise"], abar, kind)
-        noisy = add_noise(eo, batch["noise"], abar)
+        noisy = add_noise(eo, self.noise(batch), abar)
         prediction, raw_variance = self.call(self.wrapped, sar, noisy, batch["timestep"])
         mask = batch.get("mask")
         if step >= self.config.confidence_start:

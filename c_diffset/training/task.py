@@ -158,6 +158,7 @@ class PairsTask(Task):
     """
 
     variance_from: int
+    input_perturbation: float = 0.0  # standard deviation of noise in the images that is not to be predicted
 
     def __init__(self, config: RunConfig, pipe: CDiffSETPipeline, lora_rank: int = 0):
         if config.data.crop_size % pipe.size_multiple:
@@ -196,6 +197,7 @@ class PairsTask(Task):
             factor=self.pipe.vae_scale_factor,
             num_train_timesteps=self.pipe.scheduler.config.num_train_timesteps,
             upscale=self.pipe.config.upscale,
+            more_noise=(2,) if self.input_perturbation else (),
         )
         if data.latent_cache and self.degradation is None:
             with accelerator.main_process_first():
@@ -243,6 +245,12 @@ class PairsTask(Task):
         if not self.config.data.latent_cache:
             sar, eo = (self.pipe.encode(images).to(batch["noise"].dtype) for images in (sar, eo))
         return sar, self.pipe.to_residual(eo, sar)
+
+    def noise(self, batch: dict) -> torch.Tensor:
+        """The noise that is added to the images of a batch, B x C x h x w: perturbed where that is asked for."""
+        return (
+            batch["noise"] + self.input_perturbation * batch["noise_2"] if self.input_perturbation else batch["noise"]
+        )
 
     def call(
         self, unet: nn.Module, sar: torch.Tensor, noisy: torch.Tensor, timestep: torch.Tensor

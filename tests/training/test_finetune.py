@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -76,6 +77,23 @@ def test_the_loss_falls_and_the_run_folder_is_complete(source, tmp_path):
     assert list((tmp_path / "run/logs").rglob("events.out.tfevents*"))
     assert len(list((tmp_path / "run/samples").glob("*.png"))) == 2
     assert not CDiffSETPipeline.from_pretrained(folder).predicts_variance, "stage 1 trains none"
+
+
+def test_the_input_is_perturbed_by_a_noise_that_is_not_predicted(source, tmp_path):
+    """The UNet sees the noise plus a tenth of another one; the loss still asks for the first alone."""
+    config = settings(source, tmp_path / "run", stage="denoising", input_perturbation=0.1)
+    task, accelerator = Finetune(config, build_pipeline(config.model)), make_accelerator(config)
+    task.prepare(accelerator)
+    batch = next(iter(task.loader(accelerator, 0)))
+    with patch.object(task, "call", wraps=task.call) as unet:
+        loss, _ = task.loss(batch, 0)
+    abar = task.abar[batch["timestep"]].view(-1, 1, 1, 1)
+    noise = batch["noise"] + 0.1 * batch["noise_2"]
+    noisy = abar.sqrt() * batch["eo"] + (1 - abar).sqrt() * noise
+    torch.testing.assert_close(unet.call_args.args[2], noisy)
+    wanted = abar.sqrt() * batch["noise"] - (1 - abar).sqrt() * batch["eo"]
+    found, _ = task.call(task.wrapped, batch["sar"], noisy, batch["timestep"])
+    torch.testing.assert_close(loss, (found - wanted).square().mean())
 
 
 def test_stage_2_goes_on_from_a_finished_stage_1_and_trains_the_variance(source, tmp_path):
