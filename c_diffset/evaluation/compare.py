@@ -8,7 +8,8 @@ from c_diffset.evaluation.reliability import paired_bootstrap
 from c_diffset.evaluation.report import Difference, Report, read_reports, shown
 from c_diffset.files import check_writable, write_file
 
-SAME_IMAGES = ("data_name", "split", "crop_size", "n", "eo_values")  # what reports on one page share, beside ids
+# what reports on one page share, beside ids
+SAME_IMAGES = ("protocol", "data_name", "split", "crop_size", "n", "eo_values")
 MOST_NAMED = 5  # models in a line of the console
 
 
@@ -76,10 +77,11 @@ def compare(reports: list[Report], names: list[str]) -> list[Difference]:
 
 
 def check_same_images(reports: list[Report], names: list[str]) -> None:
-    """Refuse reports on different images.
+    """Refuse reports on different images, or by different protocols.
 
     Raises:
-        ValueError: another data set, split, crop size or number of images, or other ids; the message names the first.
+        ValueError: another protocol, data set, split, crop size or number of images, or other ids; the message names
+            the first.
     """
     first = reports[0]
     for name, report in zip(names[1:], reports[1:], strict=True):
@@ -89,7 +91,7 @@ def check_same_images(reports: list[Report], names: list[str]) -> None:
             if found != expected:
                 raise ValueError(
                     f"unequal test sets: {shown(name)} has {key} {shown(found)}, but {shown(names[0])} has "
-                    f"{shown(expected)}: evaluate all models on the same images"
+                    f"{shown(expected)}: evaluate all models on the same images by one protocol"
                 )
 
 

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from c_diffset.precision import Precision
 
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from c_diffset.evaluation.session import Model
 else:  # whoever asks for the annotations at run time, such as the console, would import all that a model needs
     Model = Any
+ProtocolName = Literal["own", "zoo", "c-diffset"]
+Spacing = Literal["leading", "linspace", "trailing"]
 
 
 def evaluate(
@@ -35,6 +37,9 @@ def evaluate(
     overwrite: bool = False,
     vae: str | None = None,
     spread_samples: int = 0,
+    protocol: ProtocolName = "own",
+    timestep_spacing: Spacing | None = None,
+    dists_weights: str | os.PathLike | None = None,
 ) -> "Report | Comparison":
     """Evaluate a model on a split, print a table, and write `metrics.json`, `per_image.csv`, `grid.png`, `report.html`.
 
@@ -46,7 +51,7 @@ def evaluate(
         data: The data set to measure on: a folder, a file or a Hub id, as `load_pairs` reads it.
         split: The split of `data` to measure on.
         output: A new or empty folder for the files. By default, nothing is written.
-        num_inference_steps: The number of denoising steps. By default, the model's own one.
+        num_inference_steps: The number of denoising steps. By default, the model's own one, or that of the protocol.
         crop_size: Images are cut into crops with sides of so many pixels. By default, they stay whole.
         batch_size: The number of images in a batch. The results do not depend on it.
         seed: Random seed of the sampling noise.
@@ -68,6 +73,11 @@ def evaluate(
             model's own.
         spread_samples: The number of further samples of each image, whose spread is compared with the confidence. With
             0, none is drawn.
+        protocol: The conventions of the figures. By default (own), they are those of this package. With zoo, they are
+            those of the model zoos of ReFlowSET and GeoSET; with c-diffset, those of the C-DiffSET paper's own code.
+        timestep_spacing: The times of the denoising steps. By default, they are the model's own ones (trailing), or
+            those of the protocol. Published figures were sampled at the leading ones: 981, 961, and so on to 1.
+        dists_weights: A file with the weights of DISTS, which are otherwise downloaded.
 
     Returns:
         The `Report` that `metrics.json` holds. Its floors are what no model should fall below; its ceiling is the true
@@ -75,21 +85,25 @@ def evaluate(
 
     Raises:
         FileExistsError: `output` is not empty, and `overwrite` is not set.
+        ValueError: `protocol` or `timestep_spacing` has no such name, or the model has times of its own.
         ValueError: `vae` does not fit the model, or comes with a pipeline in memory; one sample, which has no spread.
         ValueError, OSError: unusable data, model or weights files; the message names them.
     """
     from c_diffset.data.pairs import list_splits, load_pairs
     from c_diffset.evaluation import session as parts
     from c_diffset.evaluation.compare import compare, unique_names
+    from c_diffset.evaluation.instruments import choose_instruments, try_features
     from c_diffset.evaluation.page.page import make_page
     from c_diffset.evaluation.page.pictures import Gallery, gallery_of
     from c_diffset.evaluation.report import Comparison, LeftOut, to_json
+    from c_diffset.evaluation.sampling import check_sampling
     from c_diffset.evaluation.split import SplitPairs, check_arguments, is_remote, split_against_train, train_colour
     from c_diffset.files import public_name, write_file, write_json
     from c_diffset.loading import component_checksum, load_pipeline, model_revision
     from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 
     check_arguments(split, crop_size, batch_size, max_images, [num_inference_steps])
+    rules = check_sampling(protocol, timestep_spacing)
     if spread_samples < 0 or spread_samples == 1:
         raise ValueError(f"spread_samples is {spread_samples}: a spread needs at least 2, and 0 leaves it out")
     if grid_rows < 1:
@@ -100,15 +114,16 @@ def evaluate(
     if not models:
         raise ValueError("model is an empty list: name at least one")
     parts.check_output(output, overwrite)
-    pairs = SplitPairs(load_pairs(data, split), crop_size, max_images)  # before models and networks are loaded
+    # the data are read before models and networks are loaded
+    pairs = SplitPairs(load_pairs(data, split), crop_size, max_images, rules.crop)
     train_rows = load_pairs(data, "train", streaming=is_remote(data)) if "train" in list_splits(data) else None
     eo_transform, sar_transforms = parts.check_models(models, revision, vae)
     pairs.check_eo(eo_transform, data)
     pairs.check_sar(sar_transforms, data)
     left_out: list[LeftOut] = []
-    lpips_model = parts.try_lpips(lpips_net, lpips_weights, download, left_out)
-    features = parts.try_features(lpips_model, inception_weights, download, left_out)
-    protocol = {
+    instruments = choose_instruments(rules, lpips_net, lpips_weights, dists_weights, download, left_out)
+    features = try_features(instruments.lpips_model, inception_weights, download, left_out, rules.sets)
+    facts = {
         "data": str(data),
         "data_on_hub": is_remote(data),
         "data_name": public_name(data),
@@ -120,12 +135,13 @@ def evaluate(
     }
     session = parts.Session(
         pairs=pairs,
-        protocol=protocol,
+        facts=facts,
         num_inference_steps=num_inference_steps,
+        timestep_spacing=timestep_spacing,
         batch_size=batch_size,
         spread_samples=spread_samples,
         grid_rows=grid_rows,
-        lpips_model=lpips_model,
+        instruments=instruments,
         features=features,
         left_out=left_out,
     )

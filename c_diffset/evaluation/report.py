@@ -173,6 +173,9 @@ class Report:
         n: The number of images (or crops) that were measured.
         pairs: How many pairs of the split were read.
         fraction_of_pixels: The share of their pixels that was measured.
+        protocol: The name of the protocol that the images were made and measured by.
+        protocol_source: Where it is from, and what applies to all its metrics, in sentences.
+        timesteps: The times of the denoising steps, of many the first two and the last.
         calibration: What the expected error was fitted on; None where the model gives none.
         eo_values: What black and white stand for in the EO images; empty for the full scale of display values.
         mean: The mean of each metric over the images, and the distances of their distributions.
@@ -202,8 +205,11 @@ class Report:
     num_inference_steps: int | None = None
     scheduler: str | None = None
     timestep_spacing: str | None = None
+    timesteps: str | None = None
     prediction_type: str | None = None
     autoencoder: str | None = None
+    protocol: str = "own"
+    protocol_source: list[str] = field(default_factory=list)
     generated_images: str | None = None
     dtype: str | None = None
     device: str | None = None

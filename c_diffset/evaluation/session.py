@@ -4,30 +4,29 @@ import csv
 import io
 import os
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-import diffusers
-import lpips
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from c_diffset.evaluation.calibration import absolute_error, calibrated_on, is_in_sample, pixel_variance
+from c_diffset.evaluation.instruments import Features
 from c_diffset.evaluation.page.pictures import Gallery
 from c_diffset.evaluation.reliability import PixelSample
 from c_diffset.evaluation.report import ImageMetrics, LeftOut, Report, by_reason
+from c_diffset.evaluation.sampling import choose_spacing, choose_steps, describe_sampling, sampled_at
 from c_diffset.evaluation.split import SplitPairs
 from c_diffset.files import check_writable, write_file, write_json
 from c_diffset.measurement.conventions import convention
 from c_diffset.measurement.measure import PairResult, evaluate_pairs, floors_and_ceiling, mean_metrics
-from c_diffset.measurement.metrics import frechet_distance, kernel_distance
-from c_diffset.measurement.networks import load_inception, load_lpips, lpips_features
+from c_diffset.measurement.metrics import Instruments, frechet_distance, kernel_distance
 from c_diffset.measurement.picture_grid import make_grid
+from c_diffset.measurement.protocols import OWN, Protocol
 from c_diffset.pipelines.pipeline_cdiffset import (
     EO_DISPLAY,
     SAR_DISPLAY,
@@ -39,7 +38,6 @@ from c_diffset.pipelines.pipeline_cdiffset import (
 
 Model = CDiffSETPipeline | str | os.PathLike
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # what formulas begin with
-Features = dict[str, Callable[[Tensor], Tensor]]
 
 
 # ------------------------------------------------------------------------------------------ models and their use
@@ -80,43 +78,54 @@ class Session:
     """What all models of a run share: the images, how they are sampled, and what measures them."""
 
     pairs: SplitPairs
-    protocol: dict
+    facts: dict
     num_inference_steps: int | None
+    timestep_spacing: str | None
     batch_size: int
     spread_samples: int
     grid_rows: int
-    lpips_model: lpips.LPIPS | None
+    instruments: Instruments
     features: Features
     left_out: list[LeftOut]
 
     def measure(self, pipe: CDiffSETPipeline, identity: dict, gallery: Gallery) -> tuple[Report, PIL.Image.Image]:
         """The report on one model, and its picture grid; `gallery` sees every image."""
+        with sampled_at(pipe, choose_spacing(pipe, self.timestep_spacing, self.instruments.protocol)):
+            return self._measure(pipe, identity, gallery)
+
+    def _measure(self, pipe: CDiffSETPipeline, identity: dict, gallery: Gallery) -> tuple[Report, PIL.Image.Image]:
+        """The same, of a pipeline with the scheduler that it is to be measured with."""
         pipe.set_progress_bar_config(disable=True)
-        for module in (self.lpips_model, self.features.get("")):
-            if module is not None:
-                module.to(pipe.device)
-        images, pictures, vectors, pixels = self._collect(pipe, gallery)
+        protocol = self.instruments.protocol
+        steps = choose_steps(pipe, self.num_inference_steps, protocol)
+        self.instruments.to(pipe.device)
+        if "" in self.features:
+            self.features[""].to(pipe.device)
+        images, pictures, vectors, pixels = self._collect(pipe, steps, gallery)
         if not images:
-            data, split = self.protocol["data"], self.protocol["split"]
+            data, split = self.facts["data"], self.facts["split"]
             raise ValueError(f"{data}, split {split}: no image to evaluate (crop_size {self.pairs.crop_size})")
         again = tqdm(self.pairs, "floors and ceiling", len(images), leave=False)
-        floors, ceiling = floors_and_ceiling(again, pipe, self.protocol["mean_colour"], self.lpips_model)
+        floors, ceiling = floors_and_ceiling(again, pipe, self.facts["mean_colour"], self.instruments)
         left_out = list(self.left_out)
-        means = mean_metrics([row.metrics for row in images]) | _distances(vectors, left_out)
+        means = mean_metrics([row.metrics for row in images]) | _distances(vectors, protocol, left_out)
         calibration = pipe.config.calibration or {}
         trust = pixels.report(calibration.get("threshold")) if pixels.images else None
         if trust and trust.expected_error:
-            place = (self.protocol["data_name"], self.protocol["split"], self.pairs.first_image)
+            place = (self.facts["data_name"], self.facts["split"], self.pairs.first_image)
             trust = replace(trust, in_sample=is_in_sample(calibration, *place))
         report = Report(
             **identity,
-            **self.protocol,
+            **self.facts,
             n=len(images),
             **self.pairs.describe(),
-            **_describe_sampling(pipe, self.num_inference_steps),
-            calibration=calibrated_on(pipe, self.num_inference_steps),
+            **describe_sampling(pipe, steps),
+            protocol=protocol.name,
+            protocol_source=list(protocol.source),
+            generated_images=f"{'' if protocol.rounded else 'not '}rounded to 8 bits before they are measured",
+            calibration=calibrated_on(pipe, steps),
             mean=means,
-            conventions={metric: convention(metric) for metric in means},
+            conventions={metric: convention(metric, protocol) for metric in means},
             floors=floors,
             ceiling=ceiling,
             trust=trust,
@@ -125,15 +134,15 @@ class Session:
         )
         return report, make_grid(pictures)
 
-    def _collect(self, pipe: CDiffSETPipeline, gallery: Gallery):
+    def _collect(self, pipe: CDiffSETPipeline, steps: int, gallery: Gallery):
         """Rows of metrics and of pictures, for every feature function those of generated and EO images, and pixels."""
         results = evaluate_pairs(
             pipe,
             self.pairs,
-            self.num_inference_steps,
+            steps,
             self.batch_size,
-            self.protocol["seed"],
-            self.lpips_model,
+            self.facts["seed"],
+            self.instruments,
             self.spread_samples,
         )
         results = tqdm(results, "evaluate", self.pairs.expected_images, unit="image")
@@ -166,71 +175,26 @@ def add_pixels(sample: PixelSample, result: PairResult, spread: str) -> None:
     sample.add(absolute_error(result), uncertainties, *(None if x is None else x.numpy() for x in optional))
 
 
-def try_lpips(net, weights, download, left_out: list[LeftOut]) -> lpips.LPIPS | None:
-    if net is None:
-        left_out.append(LeftOut("lpips", "it was not asked for: name a network with --lpips_net"))
-        return None
-    try:
-        return load_lpips(net, weights, download)
-    except OSError as error:
-        if weights is not None:
-            raise
-        left_out.append(LeftOut(f"lpips_{net}", _without_weights(error, download, "--lpips_weights")))
-        return None
-
-
-def try_features(lpips_model, inception_weights, download, left_out: list[LeftOut]) -> Features:
-    """Feature functions by the suffix of the metrics they serve: "" for FID and KID proper."""
-    features: Features = {}
-    try:
-        features[""] = load_inception(inception_weights, download)
-    except OSError as error:
-        if inception_weights is not None:
-            raise
-        reason = _without_weights(error, download, "--inception_weights")
-        left_out += [LeftOut(name, reason) for name in ("fid", "kid")]
-    if lpips_model is not None:
-        features[f"_lpips_{lpips_model.pnet_type}"] = lpips_features(lpips_model)
-    return features
-
-
-def _without_weights(error: OSError, download: bool, option: str) -> str:
-    """What is missing, and what to do."""
-    return f"{error}: {'connect this machine' if download else 'allow the download'}, or name the file with {option}"
-
-
-def _distances(vectors: dict[str, tuple[list[Tensor], list[Tensor]]], left_out: list[LeftOut]) -> dict[str, float]:
-    """FID and KID for every feature function; two images are the least that has a covariance."""
+def _distances(
+    vectors: dict[str, tuple[list[Tensor], list[Tensor]]], protocol: Protocol, left_out: list[LeftOut]
+) -> dict[str, float]:
+    """FID and KID, where the protocol has them, for every feature function; a covariance takes at least two images."""
     distances = {}
     for name, (generated, eo) in vectors.items():
+        kinds = [kind for kind in ("fid", "kid") if protocol.sets is None or kind in protocol.sets]
         if len(eo) < 2:
             reason = "it compares sets of images: measure at least 2"
-            left_out += [LeftOut(kind + name, reason) for kind in ("fid", "kid")]
+            left_out += [LeftOut(kind + name, reason) for kind in kinds]
             continue
-        distances["fid" + name] = frechet_distance(torch.cat(generated), torch.cat(eo))
-        distances["kid" + name] = kernel_distance(torch.cat(generated), torch.cat(eo))
+        for kind in kinds:
+            distance = {"fid": frechet_distance, "kid": partial(kernel_distance, **_subsets(protocol))}[kind]
+            distances[kind + name] = distance(torch.cat(generated), torch.cat(eo))
     return distances
 
 
-def _describe_sampling(pipe: CDiffSETPipeline, num_inference_steps: int | None) -> dict:
-    scheduler = pipe.scheduler.config
-    return {
-        "num_inference_steps": num_inference_steps or pipe.config.default_num_inference_steps,
-        "scheduler": type(pipe.scheduler).__name__,
-        "timestep_spacing": scheduler.get("timestep_spacing"),
-        "prediction_type": scheduler.prediction_type,
-        "autoencoder": None if pipe.vae is None else _describe_autoencoder(pipe.vae),
-        "generated_images": "rounded to 8 bits before they are measured",
-        "dtype": str(pipe.dtype),
-        "device": str(pipe.device),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-    }
-
-
-def _describe_autoencoder(vae: AutoencoderKL | AutoencoderTiny) -> str:
-    """Its class, and where it was loaded from."""
-    return f"{type(vae).__name__}, {vae.config.get('_name_or_path') or 'in memory'}"
+def _subsets(protocol: Protocol) -> dict[str, int]:
+    """The options of `kernel_distance`."""
+    return dict(zip(("subset_size", "subsets"), protocol.kid_subsets, strict=True))
 
 
 # ------------------------------------------------------------------------------------------------------- output
@@ -246,9 +210,14 @@ def quality_table(report: Report) -> str:
         f"in {str(report.dtype).removeprefix('torch.')}",
         f"{'':<22}" + "".join(f"{name:>13}" for name in columns),
     ]
+    if report.protocol != OWN.name:
+        lines.insert(1, f"protocol {report.protocol}: " + " ".join(report.protocol_source))
+        lines.insert(2, f"times of the steps: {report.timesteps}")
     for metric in report.mean:
         values = [f"{column[metric]:.4f}" if metric in column else "-" for column in columns.values()]
         lines.append(f"{metric:<22}" + "".join(f"{value:>13}" for value in values))
+    if report.protocol != OWN.name:
+        lines += [f"{metric}: {text}" for metric, text in report.conventions.items()]
     lines += [f"left out: {', '.join(names)} ({reason})" for reason, names in by_reason(report.left_out).items()]
     return "\n".join(lines)
 

@@ -36,17 +36,21 @@ def check_arguments(split: str, crop_size: int | None, batch_size: int, max_imag
 
 
 class SplitPairs:
-    """The pairs of a split, read anew in every pass: whole or in crops, the first `max_images` of them."""
+    """The pairs of a split, read anew in every pass: whole or in crops, the first `max_images` of them.
 
-    def __init__(self, rows: Pairs, crop_size: int | None, max_images: int | None):
-        self.rows, self.crop_size, self.max_images = rows, crop_size, max_images
+    `crop` says which crops, as in `crop_pairs`.
+    """
+
+    def __init__(self, rows: Pairs, crop_size: int | None, max_images: int | None, crop: str = "grid"):
+        self.rows, self.crop_size, self.max_images, self.crop = rows, crop_size, max_images, crop
         self.pixels_read = self.pixels_used = self.pairs_read = 0
         self.first_image = ""  # a checksum of the first pair, once it is read; it identifies the split
 
     def __iter__(self) -> Iterator[Pair]:
         self.pixels_read = self.pixels_used = self.pairs_read = 0
         whole = self._read()
-        for pair in islice(crop_pairs(whole, self.crop_size) if self.crop_size else whole, self.max_images):
+        crops = crop_pairs(whole, self.crop_size, self.crop) if self.crop_size else whole
+        for pair in islice(crops, self.max_images):
             self.pixels_used += pair.eo[..., 0].size
             yield pair
 

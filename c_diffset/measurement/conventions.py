@@ -1,10 +1,13 @@
 """The convention that each metric is measured by, in short; in full, they are in the docstrings of `metrics`."""
 
+from c_diffset.measurement.protocols import OWN, Protocol
+
 CONVENTIONS = {
     "psnr": "dB, data range 1, of each image, then the mean; at most 100; higher is better",
     "ssim": "data range 1, Gaussian window of 11 pixels, sigma 1.5, no padding (as scikit-image); higher is better",
     "scc": "spatial correlation: Laplacian high pass, windows of 8 pixels (as torchmetrics, sewar); higher is better",
     "lpips": "version 0.1, the net is in the name, images in [-1, 1]; lower is better",
+    "dists": "Ding et al. (2020), VGG, images in [0, 1], of each image, then the mean (as pyiqa); lower is better",
     "bias": "generated minus EO, mean of each channel (r, g, b) in 8-bit levels; 0 is best",
     "copy_ratio": "mean|generated - SAR| / mean|generated - EO|; near 0 for a copy of the input, so higher is better",
     "confidence_spearman": "rank correlation over pixels of confidence and absolute error; negative is right",
@@ -15,6 +18,8 @@ CONVENTIONS = {
 }
 
 
-def convention(metric: str) -> str:
+def convention(metric: str, protocol: Protocol = OWN) -> str:
     """The convention of a metric by its full name, such as "lpips_squeeze" or "bias_r"; empty for an unknown one."""
+    if metric in protocol.conventions:
+        return protocol.conventions[metric]
     return CONVENTIONS.get(max((name for name in CONVENTIONS if metric.startswith(name)), key=len, default=""), "")

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-import lpips
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from c_diffset.batching import batches_of_one_size
 from c_diffset.data.batches import pair_to_tensors
 from c_diffset.data.eo import eo_to_tensor
 from c_diffset.data.pairs import Pair
-from c_diffset.measurement.metrics import LEAST_SIDE, LPIPS_LEAST_SIDE, measure
+from c_diffset.measurement.metrics import PLAIN, Instruments, measure
 from c_diffset.noise import noise_generator
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 
@@ -56,20 +55,20 @@ def evaluate_pairs(
     num_inference_steps: int | None = None,
     batch_size: int = 8,
     seed: int = 0,
-    lpips_model: lpips.LPIPS | None = None,
+    instruments: Instruments = PLAIN,
     spread_samples: int = 0,
 ) -> Iterator[PairResult]:
     """Translate and measure pairs, one result at a time.
 
     The noise of an image depends on `seed` and on its place in `pairs` alone: not on the batch size. Generated images
-    are rounded to 8 bits before they are measured, as they would be in a file. Neighbours of one size share a batch.
+    are rounded to 8 bits, as they would be in a file, also before they are measured, unless the protocol says
+    otherwise. Neighbours of one size share a batch.
     `spread` is that of `spread_samples` further samples, which the image itself is not one of.
 
     Raises:
         ValueError: a pair that does not fit the model, or NaN out of the model; the message names the pair.
     """
-    device, number = pipe.device, 0
-    least = LEAST_SIDE if lpips_model is None else LPIPS_LEAST_SIDE[lpips_model.pnet_type]
+    device, number, least = pipe.device, 0, instruments.least_side
     for batch in batches_of_one_size(pairs, lambda pair: pair.eo.shape[:2], batch_size):
         if min(batch[0].eo.shape[:2]) < least:
             height, width = batch[0].eo.shape[:2]
@@ -88,12 +87,13 @@ def evaluate_pairs(
         mask = _stack_masks(tensors)
         if mask is not None:  # nodata is black in pictures and features too
             generated, eo, sar = generated * mask, eo * mask, sar * mask
-        on_device = [None if x is None else x.to(device) for x in (generated, eo, sar, output.confidence, mask)]
+        measured = generated if instruments.protocol.rounded else output.images
+        on_device = [None if x is None else x.to(device) for x in (measured, eo, sar, output.confidence, mask)]
         maps = {"confidence": output.confidence, "mask": None if mask is None else mask[:, 0].bool()}
         maps |= {"expected_error": output.expected_error, "error_probability": output.error_probability}
         if spread_samples:
             maps["spread"] = pipe([pair.sar for pair in batch], **options, ensemble_size=spread_samples).spread
-        for i, metrics in enumerate(measure(*on_device, lpips_model=lpips_model)):
+        for i, metrics in enumerate(measure(*on_device, instruments)):
             own = {name: None if x is None else x[i] for name, x in maps.items()}
             known = batch[i].discrepancy
             own["discrepancy"] = None if known is None else torch.from_numpy(known)
@@ -129,11 +129,11 @@ def _stack_masks(tensors: list[dict[str, Tensor]]) -> Tensor | None:
     return torch.stack([item.get("mask", torch.ones_like(item["eo"][:1])) for item in tensors])
 
 
-def crop_pairs(pairs: Iterable[Pair], size: int) -> Iterator[Pair]:
-    """Cut pairs into crops of `size` x `size` that do not overlap, from the top left.
+def crop_pairs(pairs: Iterable[Pair], size: int, crop: str = "grid") -> Iterator[Pair]:
+    """Cut pairs into crops of `size` x `size` that do not overlap, from the top left; or take the "centre" of each.
 
-    What remains at the right and below is not used, nor are crops of which less than half is valid. Ids become
-    `ID_ROW_COLUMN`, the position in pixels.
+    What remains is not used, nor are crops of which less than half is valid. Ids become `ID_ROW_COLUMN`, the position
+    in pixels.
 
     Raises:
         ValueError: an image is smaller than `size`.
@@ -146,11 +146,17 @@ def crop_pairs(pairs: Iterable[Pair], size: int) -> Iterator[Pair]:
             raise ValueError(
                 f"crop_size is {size}: expected a multiple of {pair.upscale}, the factor of pair {pair.id}"
             )
-        for top in range(0, height - size + 1, size):
-            for left in range(0, width - size + 1, size):
-                crop = pair.part(slice(top, top + size), slice(left, left + size))
-                if crop.mask is None or crop.mask.mean() >= MIN_VALID:
-                    yield replace(crop, id=f"{pair.id}_{top}_{left}")
+        for top in _starts(height, size, crop, pair.upscale):
+            for left in _starts(width, size, crop, pair.upscale):
+                part = pair.part(slice(top, top + size), slice(left, left + size))
+                if part.mask is None or part.mask.mean() >= MIN_VALID:
+                    yield replace(part, id=f"{pair.id}_{top}_{left}")
+
+
+def _starts(length: int, size: int, crop: str, multiple: int) -> Iterable[int]:
+    """Where crops begin along a side: at a multiple of so many pixels."""
+    centre = (length - size) // 2 // multiple * multiple
+    return [centre] if crop == "centre" else range(0, length - size + 1, size)
 
 
 def mean_metrics(rows: list[dict]) -> dict[str, float]:
@@ -175,7 +181,7 @@ def floors_and_ceiling(
     pairs: Iterable[Pair],
     pipe: CDiffSETPipeline,
     mean_colour: list[float] | None,
-    lpips_model: lpips.LPIPS | None = None,
+    instruments: Instruments = PLAIN,
 ) -> tuple[dict[str, dict[str, float]], dict[str, float] | None]:
     """What no model should fall below, and what none can rise above in this latent space, in one pass over the pairs.
 
@@ -197,7 +203,7 @@ def floors_and_ceiling(
         if pipe.vae is not None:
             predictions["autoencoder"] = round_trip(pipe, true)
         for name, prediction in predictions.items():
-            rows.setdefault(name, []).extend(measure(prediction, eo, sar, mask=mask, lpips_model=lpips_model))
+            rows.setdefault(name, []).extend(measure(prediction, eo, sar, mask=mask, instruments=instruments))
     means = {name: mean_metrics(measured) for name, measured in rows.items()}
     ceiling = means.pop("autoencoder", None)
     return means, ceiling

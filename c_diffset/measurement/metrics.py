@@ -4,12 +4,16 @@ Images are float tensors B x 3 x H x W in [0, 1]; masks B x 1 x H x W, 1 = valid
 return a tensor (B,). Under a mask, means run over the valid pixels (or over the windows with a valid centre).
 """
 
+from dataclasses import dataclass
+
 import lpips
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from c_diffset.measurement.networks import Dists
+from c_diffset.measurement.protocols import OWN, Protocol
 from c_diffset.measurement.ranks import spearman
 
 LEAST_SIDE = 11  # pixels, of the window of SSIM
@@ -87,6 +91,28 @@ def copy_ratio(generated: Tensor, eo: Tensor, sar: Tensor, mask: Tensor | None =
     return _mean((generated - sar).abs(), mask) / _mean((generated - eo).abs(), mask).clamp_min(1e-6)
 
 
+@dataclass(frozen=True)
+class Instruments:
+    """What images are measured with: a protocol, and the networks that it needs, where their weights are there."""
+
+    protocol: Protocol = OWN
+    lpips_model: lpips.LPIPS | None = None
+    dists_model: Dists | None = None
+
+    @property
+    def least_side(self) -> int:
+        """Images must have at least so many pixels a side."""
+        return LEAST_SIDE if self.lpips_model is None else LPIPS_LEAST_SIDE[self.lpips_model.pnet_type]
+
+    def to(self, device: torch.device) -> None:
+        """Move the networks."""
+        for network in filter(None, (self.lpips_model, self.dists_model)):
+            network.to(device)
+
+
+PLAIN = Instruments()
+
+
 @torch.no_grad()
 def measure(
     generated: Tensor,
@@ -94,9 +120,9 @@ def measure(
     sar: Tensor,
     confidence: Tensor | None = None,
     mask: Tensor | None = None,
-    lpips_model: lpips.LPIPS | None = None,
+    instruments: Instruments = PLAIN,
 ) -> list[dict[str, float]]:
-    """All metrics of single images, one dictionary for each image of the batch.
+    """The protocol's metrics of single images, one dictionary for each image of the batch.
 
     Invalid pixels are made black in all three images first, so that what lies there cannot count.
 
@@ -104,10 +130,13 @@ def measure(
         generated, eo, sar: B x 3 x H x W in [0, 1]; SAR in grey.
         confidence: B x H x W, adds `confidence_spearman` (against the absolute error, mean over channels).
         mask: B x 1 x H x W, 1 = valid.
-        lpips_model: as `load_lpips` gives it; adds `lpips_NET`.
+        instruments: the protocol, and networks that add `lpips_NET` and `dists`.
     """
+    protocol, lpips_model = instruments.protocol, instruments.lpips_model
     if mask is not None:
         generated, eo, sar = generated * mask, eo * mask, sar * mask
+    error = (generated - eo).abs().mean(1)
+    generated, eo, sar = map(protocol.stretch, (generated, eo, sar))
     bias = mean_colour_bias(generated, eo, mask)
     columns = {
         "psnr": psnr(generated, eo, mask),
@@ -119,10 +148,13 @@ def measure(
         "copy_ratio": copy_ratio(generated, eo, sar, mask),
     }
     if lpips_model is not None:
-        columns[f"lpips_{lpips_model.pnet_type}"] = lpips_model(generated * 2 - 1, eo * 2 - 1).flatten()
+        distance = lpips_model(protocol.for_lpips(generated), protocol.for_lpips(eo))
+        columns[f"lpips_{lpips_model.pnet_type}"] = distance.flatten()
+    if instruments.dists_model is not None:
+        columns["dists"] = instruments.dists_model(generated, eo)
+    columns = {name: column for name, column in columns.items() if protocol.has(name)}
     rows = [{name: column[i].item() for name, column in columns.items()} for i in range(len(eo))]
     if confidence is not None:
-        error = (generated - eo).abs().mean(1)
         for i, row in enumerate(rows):
             valid = ... if mask is None else mask[i, 0] > 0
             values = (x[i][valid].flatten().numpy(force=True) for x in (confidence, error))

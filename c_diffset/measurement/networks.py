@@ -1,4 +1,4 @@
-"""Pretrained networks that measure images: LPIPS, and the Inception network of FID and KID."""
+"""Pretrained networks that measure images: LPIPS, DISTS, and the Inception network of FID and KID."""
 
 import warnings
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 INCEPTION_URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 )
+DISTS_URL = "https://github.com/chaofengc/IQA-PyTorch/releases/download/v0.1-weights/DISTS_weights-f5e65c96.pth"
 LPIPS_TRUNKS = {"alex": "AlexNet_Weights", "squeeze": "SqueezeNet1_1_Weights", "vgg": "VGG16_Weights"}
 
 
@@ -93,6 +94,69 @@ def lpips_features(model: lpips.LPIPS) -> Callable[[Tensor], Tensor]:
         return F.normalize(deepest, dim=1).mean((2, 3)) * deepest.shape[1] ** 0.5
 
     return features
+
+
+def load_dists(vgg: lpips.LPIPS, weights: str | Path | None = None, download: bool = True) -> "Dists":
+    """DISTS on the network of an LPIPS model, which must be that of "vgg".
+
+    Args:
+        vgg: as `load_lpips("vgg")` gives it.
+        weights: the file with `alpha` and `beta` that the authors, pyiqa and torchmetrics have; by default from torch's
+            cache or downloaded.
+        download: False reads torch's cache only.
+
+    Raises:
+        ValueError: a file that does not fit. OSError: no file, and no download.
+    """
+    model = Dists(vgg)
+    if weights is not None:
+        _read_weights(weights, model.weights)
+    else:
+        _named("torch's cache of DISTS", model.weights.load_state_dict, _hub_weights(DISTS_URL, download))
+    return model.eval().requires_grad_(False)
+
+
+class Dists(nn.Module):
+    """Deep image structure and texture similarity (Ding, Ma, Wang, Simoncelli, 2020; arXiv 2004.07728).
+
+    Of the image and of the VGG features at five levels, whose pooling is that of squares under a Hann window, means and
+    correlations are compared over the whole image; `alpha` and `beta` weigh the channels.
+    """
+
+    def __init__(self, vgg: lpips.LPIPS):
+        super().__init__()
+        self.vgg = vgg  # LPIPS normalises images to the same mean and deviation
+        self.weights = nn.ParameterDict({name: torch.zeros(1, 1475, 1, 1) for name in ("alpha", "beta")})
+
+    def forward(self, images: Tensor, others: Tensor) -> Tensor:
+        """Images B x 3 x H x W in [0, 1] to distances (B,); 0 for equal images."""
+        alpha, beta = self.weights["alpha"], self.weights["beta"]
+        similarity, start = 0, 0
+        for x, y in zip(self.features(images), self.features(others), strict=True):
+            channels = slice(start, start := start + x.shape[1])
+            mean_x, mean_y = (z.mean((2, 3), keepdim=True) for z in (x, y))
+            variances = sum(z.var((2, 3), correction=0, keepdim=True) for z in (x, y))
+            covariance = (x * y).mean((2, 3), keepdim=True) - mean_x * mean_y
+            texture = (2 * mean_x * mean_y + 1e-6) / (mean_x**2 + mean_y**2 + 1e-6)
+            structure = (2 * covariance + 1e-6) / (variances + 1e-6)
+            similarity = similarity + (alpha[:, channels] * texture + beta[:, channels] * structure).sum((1, 2, 3))
+        return 1 - similarity / (alpha.sum() + beta.sum())
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The images themselves, and the last activations before each pooling."""
+        net, values, found = self.vgg.net, self.vgg.scaling_layer(images * 2 - 1), [images]
+        for level in (net.slice1, net.slice2, net.slice3, net.slice4, net.slice5):
+            for layer in level:
+                values = _pool_squares(values) if isinstance(layer, nn.MaxPool2d) else layer(values)
+            found.append(values)
+        return found
+
+
+def _pool_squares(values: Tensor) -> Tensor:
+    """The root of the mean square under a Hann window of 3 x 3, at every second place."""
+    channels, taps = values.shape[1], values.new_tensor([0.25, 0.5, 0.25])
+    window = torch.outer(taps, taps).expand(channels, 1, 3, 3)
+    return (F.conv2d(values**2, window, stride=2, padding=1, groups=channels) + 1e-12).sqrt()
 
 
 def load_inception(weights: str | Path | None = None, download: bool = True) -> nn.Module:

@@ -9,6 +9,7 @@ from datasets import Dataset
 from c_diffset.data.degradation import Degradation
 from c_diffset.data.pairs import read_pair
 from c_diffset.measurement.measure import crop_pairs, evaluate_pairs, mean_metrics
+from c_diffset.measurement.metrics import Instruments
 from c_diffset.measurement.networks import load_lpips
 from c_diffset.measurement.picture_grid import make_grid
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
@@ -54,7 +55,7 @@ class Validator:
                 self.pairs,
                 self.config.num_inference_steps,
                 self.config.batch_size,
-                lpips_model=self.lpips_model,
+                instruments=Instruments(lpips_model=self.lpips_model),
             )
         )
         shown = results[:GRID_ROWS]

@@ -17,8 +17,8 @@ from skimage.metrics import peak_signal_noise_ratio
 from c_diffset.cli import main
 from c_diffset.data.pairs import Pair, load_pairs, read_pair
 from c_diffset.evaluation.evaluate import evaluate
+from c_diffset.evaluation.instruments import try_features
 from c_diffset.evaluation.report import read_report
-from c_diffset.evaluation.session import try_features
 from c_diffset.evaluation.split import split_against_train
 from c_diffset.loading import component_checksum
 from c_diffset.measurement.colours import SCALES

@@ -13,6 +13,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from c_diffset.measurement.conventions import convention
 from c_diffset.measurement.metrics import (
+    Instruments,
     copy_ratio,
     frechet_distance,
     kernel_distance,
@@ -185,9 +186,10 @@ def test_lpips_weights_from_a_file(images):
     if not LPIPS_WEIGHTS.exists():
         pytest.skip(f"{LPIPS_WEIGHTS.name} is not at hand")
     model = load_lpips("squeeze", LPIPS_WEIGHTS)
-    rows = measure(*images, sar=images[1], lpips_model=model)
+    instruments = Instruments(lpips_model=model)
+    rows = measure(*images, sar=images[1], instruments=instruments)
     blurred = F.avg_pool2d(images[1], 3, stride=1, padding=1, count_include_pad=False)
-    closer = measure(blurred, images[1], sar=images[1], lpips_model=model)
+    closer = measure(blurred, images[1], sar=images[1], instruments=instruments)
     assert all(0 < near["lpips_squeeze"] < far["lpips_squeeze"] for near, far in zip(closer, rows, strict=True))
     expected = model(images[0][:1], images[1][:1], normalize=True).item()
     assert rows[0]["lpips_squeeze"] == pytest.approx(expected, abs=1e-6)

@@ -14,7 +14,7 @@ from c_diffset.measurement.conventions import convention
 NOT_PROTOCOL = ("mean", "floors", "ceiling", "images", "conventions", "left_out", "trust", "data_name")
 FLOORS = {"sar_grey": "floor: SAR\u00a0in\u00a0grey", "mean_colour": "floor: one\u00a0colour"}
 CEILING = "ceiling: autoencoder"
-CARD_METRICS = ("lpips", "psnr", "ssim", "scc", "confidence_spearman")
+CARD_METRICS = ("lpips", "dists", "psnr", "ssim", "scc", "confidence_spearman")
 STATISTICS = {
     "ause": "AUSE",
     "ause_difference": "AUSE, less the first's",
@@ -58,6 +58,7 @@ def make_page(
         steps=sorted({str(report.num_inference_steps) for report in reports}),
         columns=columns,
         metrics=_metrics(reports, columns),
+        conventions=_conventions(reports),
         left_out=by_reason([entry for report in reports for entry in report.left_out]),
         differences=differences,
         trusts=trusts,
@@ -137,7 +138,6 @@ ENVIRONMENT.filters |= {
     "number": number,
     "digits": digits_for,
     "thousands": lambda value: f"{value:,.0f}",
-    "convention": convention,
     "direction": direction,
     "verdict": verdict,
     "card_metrics": card_metrics,
@@ -154,6 +154,15 @@ def _columns(reports: list[Report], names: list[str]) -> dict[str, dict[str, flo
             if means is not None:
                 columns[heading if shared else f"{heading} ({name})"] = means
     return columns
+
+
+def _conventions(reports: list[Report]) -> dict[str, str]:
+    """The convention of each metric: what the reports say, which is that of their protocol."""
+    metrics = dict.fromkeys(metric for report in reports for metric in report.mean)
+    return {
+        metric: next((x.conventions[metric] for x in reports if metric in x.conventions), convention(metric))
+        for metric in metrics
+    }
 
 
 def _metrics(reports: list[Report], columns: dict[str, dict[str, float]]) -> dict[str, list[str]]:
