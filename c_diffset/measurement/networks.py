@@ -69,13 +69,15 @@ def load_lpips(net: str = "squeeze", weights: str | Path | None = None, download
     """
     if net not in LPIPS_TRUNKS:
         raise ValueError(f"LPIPS net {net!r}, expected one of {', '.join(LPIPS_TRUNKS)}")
+    trunk = {}
+    if weights is None:  # before a network is built that nothing fills
+        trunk = _hub_weights(torchvision.models.get_weight(f"{LPIPS_TRUNKS[net]}.IMAGENET1K_V1").url, download)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # lpips calls torchvision with a deprecated argument
         model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
     if weights is not None:
         _read_weights(weights, model)
     else:
-        trunk = _hub_weights(torchvision.models.get_weight(f"{LPIPS_TRUNKS[net]}.IMAGENET1K_V1").url, download)
         names = {name: "features." + name.split(".", 1)[1] for name in model.net.state_dict()}
         _named(f"torch's cache of {net}", lambda: model.net.load_state_dict({x: trunk[y] for x, y in names.items()}))
     return model.eval().requires_grad_(False)
@@ -172,11 +174,12 @@ def load_inception(weights: str | Path | None = None, download: bool = True) -> 
     Raises:
         ValueError: a file that does not fit. OSError: no file, and no download.
     """
+    found = _hub_weights(INCEPTION_URL, download) if weights is None else {}
     net = torchvision.models.inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False)
     if weights is not None:
         _read_weights(weights, net)
     else:
-        _named("torch's cache of Inception", net.load_state_dict, _hub_weights(INCEPTION_URL, download))
+        _named("torch's cache of Inception", net.load_state_dict, found)
     return InceptionFeatures(net).eval().requires_grad_(False)
 
 

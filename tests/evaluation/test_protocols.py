@@ -1,6 +1,7 @@
 """`evaluate` by the protocols of published figures: what it samples, measures, says and refuses."""
 
 import json
+from html import unescape
 from typing import get_args
 
 import numpy as np
@@ -86,10 +87,10 @@ def test_an_evaluation_by_the_zoos_protocol_says_all_that_it_does(make_pipe, dat
     left_out = {entry.metric: entry.reason for entry in report.left_out}
     assert {"lpips_vgg", "dists", "dino", "fid", "kid"} <= set(left_out) and "VGG" in left_out["dists"]
     assert pipe.scheduler.config.timestep_spacing == "trailing", "a given pipeline stays as it is"
-    page, printed = (tmp_path / "zoo/report.html").read_text(), capsys.readouterr().out
-    says = json.loads((tmp_path / "zoo/metrics.json").read_text())
+    page, printed = unescape((tmp_path / "zoo/report.html").read_text()), capsys.readouterr().out
+    metrics = json.loads((tmp_path / "zoo/metrics.json").read_text())
     for text in (*report.protocol_source, *report.conventions.values(), report.timesteps):
-        assert text in page and text in printed and text in json.dumps(says)
+        assert text in page and text in printed and text in json.dumps(metrics)
     assert report.generated_images == "rounded to 8 bits before they are measured"
 
 
