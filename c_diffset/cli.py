@@ -11,6 +11,7 @@ COMMANDS = {
     "demo": ("c_diffset.demo:demo", "train and test a small model on generated scenes, in minutes"),
     "inspect": ("c_diffset.commands:inspect", "look at a data set: splits, sizes, values, faults, a picture"),
     "prepare": ("c_diffset.commands:prepare", "bring a data set into the standard form"),
+    "degrade": ("c_diffset.commands:degrade", "make pairs for super-resolution out of EO images"),
     "finetune": ("c_diffset.commands:finetune", "fine-tune a model, on one process"),
     "distill": ("c_diffset.commands:distill", "distil a model into a student of few steps, on one process"),
     "finetune_decoder": ("c_diffset.commands:finetune_decoder", "fine-tune a tiny decoder, on one process"),
@@ -61,6 +62,10 @@ ARGUMENTS = {
         },
         "source": {"help": "File of the weights, .safetensors or .pt, or a folder that holds it with its config.json."},
         "out": {"help": "New folder for the model."},
+    },
+    "degrade": {
+        "source": {"help": "Folder, file or Hub id of the EO images, or of pairs, whose EO images are taken."},
+        "out": {"help": "New folder for the pairs."},
     },
     "inspect": {"data": {"help": "Folder, CSV file, Parquet file, WebDataset shards or Hub id of the pairs."}},
     "translate": {

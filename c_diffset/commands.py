@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from c_diffset.arguments import quieten
 from c_diffset.training.config import DecoderConfig, FinetuneConfig, RunConfig
@@ -14,6 +14,7 @@ from c_diffset.training.distill_config import DistillConfig
 from c_diffset.training.parser import parse_config
 
 if TYPE_CHECKING:
+    from c_diffset.data.degrade import DegradedPairs
     from c_diffset.data.inspect import DataSummary
     from c_diffset.data.prepare import Summary
 
@@ -71,7 +72,8 @@ def inspect(
         told = [f"--model.{key} '{json.dumps(one)}'" for key, one in both.items() if one["units"] != "display"]
         if told:
             print("settings that fit these values:", *told)
-    seen = [pair_to_tensors(pair, sar_transform, eo_transform) for pair in shown.pairs]
+    upscale = shown.pairs[0].upscale if model is None else config.get("upscale", 1)
+    seen = [pair_to_tensors(pair, sar_transform, eo_transform, upscale) for pair in shown.pairs]
     check_sar_values(shown.pairs, sar_transform, data)
     Path(output).mkdir(parents=True, exist_ok=True)
     write_preview(Path(output, "preview.png"), seen, sar_transform)
@@ -142,6 +144,51 @@ def prepare(
         print(summary.next_commands())
     if push is not None:
         publish_pairs(out, push, license=license, private=private, overwrite=overwrite)
+    return summary
+
+
+def degrade(
+    source: str,
+    out: str,
+    *,
+    upscale: int = 4,
+    degradation: Literal["real_esrgan", "bicubic"] = "real_esrgan",
+    seed: int = 0,
+    crop_size: int | None = None,
+    split: str | None = None,
+    eo_transform: dict | None = None,
+    progress: bool = True,
+) -> "DegradedPairs":
+    """Write fixed pairs for super-resolution out of EO images, each beside a degraded image of low resolution.
+
+    `evaluate`, `inspect` and trainings read the result as pairs. Images that cannot be used are left out, and listed in
+    `summary.json` with the reason. Image number n of a split always has the same degradation.
+
+    Args:
+        source: The folder, the file or the Hub id of the EO images: images alone, or pairs, whose EO images are taken.
+        out: The folder to write, which is absent or empty.
+        upscale: The factor between the sides of the EO image and of the degraded one, 2 to 16.
+        degradation: How images are degraded: "real_esrgan" (blur, resize, noise and JPEG, twice) or "bicubic".
+        seed: Random seed of the degradations.
+        crop_size: Images are cut into crops with sides of so many pixels, each degraded by itself. By default, they
+            stay whole.
+        split: The split that is read. By default, all of them.
+        eo_transform: What the EO values mean, such as '{units: reflectance, range: [0, 3000]}'. By default, what the
+            data say, else display values.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: unfit numbers, no EO images, or none that is fit to use.
+        OSError: `out` is in use.
+    """
+    from c_diffset.data.degradation import Degradation
+    from c_diffset.data.degrade import degrade_images
+    from c_diffset.pipelines.pipeline_cdiffset import EO_DISPLAY
+
+    made_by = Degradation(degradation, upscale, eo_transform or EO_DISPLAY, seed)
+    summary = degrade_images(source, out, made_by, crop_size, split, progress)
+    print(summary)
+    print(f"next: c-diffset inspect {shlex.quote(out)}")
     return summary
 
 

@@ -63,7 +63,8 @@ class SplitSummary:
         sizes = ", ".join(f"{size}" + f" ({count})" * (len(self.sizes) > 1) for size, count in self.sizes.items())
         count = "a stream of" if self.count is None else f"{self.count:,}"
         lines = [f"{self.name}: {count} pairs, {sizes or 'of no size'}" + f" (of {self.checked:,} looked at)" * some]
-        for name, values in (("SAR", self.sar), ("EO", self.eo)):
+        first = "low resolution" if any(" from " in size for size in self.sizes) else "SAR"
+        for name, values in ((first, self.sar), ("EO", self.eo)):
             lines += [f"  {name}: {values}"] if values else []
         if self.pairs:
             lines += [f"  without data: {self.without_data:.1%} (of the {len(self.pairs)} pairs that were read)"]

@@ -20,6 +20,8 @@ Seen = Sequence[dict[str, Tensor]]
 def draw_preview(seen: Seen, sar_transform: dict | None) -> PIL.Image.Image:
     """A row for each pair: every channel of the SAR image in grey, and the EO image; what has no data is orange.
 
+    The input of super-resolution is shown in its colours.
+
     Args:
         seen: pairs as `pair_to_tensors` gives them: `eo` 3 x H x W in [-1, 1], perhaps `sar` C x H x W and `mask`
             1 x H x W.
@@ -55,10 +57,17 @@ def notes_on_ranges(seen: Seen, sar_transform: dict | None) -> list[str]:
 
 def _columns(sar_transform: dict | None) -> dict[str, tuple[str, slice]]:
     """Title to image and channels: every SAR channel once, then EO."""
+    if sar_transform and is_colour(sar_transform):
+        return {"input": ("sar", slice(None)), "EO": ("eo", slice(None))}
     columns = {}
     for place, channel in enumerate(map(str, sar_transform["channels"]) if sar_transform else ()):
         columns.setdefault(_title(channel, sar_transform), ("sar", slice(place, place + 1)))
     return columns | {"EO": ("eo", slice(None))}
+
+
+def is_colour(sar_transform: dict) -> bool:
+    """Whether the input is a colour image of display values, as for super-resolution."""
+    return sar_transform["units"] == "display" and list(sar_transform["channels"]) == [0, 1, 2]
 
 
 def _title(channel: str, sar_transform: dict) -> str:
