@@ -50,6 +50,7 @@ DEFAULT_RANGE = {"display": [0.0, 1.0], "db": [-30.0, 0.0], "power": [-30.0, 0.0
 EO_DEFAULT_RANGE = {"display": [0.0, 1.0], "reflectance": [0.0, 3000.0]}
 FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0, "int32": 65535.0}  # PIL opens 16-bit images as 32-bit integers
 LARGEST = 1e6  # absolute value of any number in a model's settings; more is an error, or an attack on the memory
+FEW_TIMES = 100  # of a noise schedule: with fewer, DDIM needs a number of steps that divides them
 MOST_UPSCALE = 16  # sides of the output for one of the input
 LIMITS = {"layers": 64, "block_out": LARGEST, "block": 64, "sample_size": 8192}  # of settings named so
 PIL_MODES = ("L", "RGB", "I;16", "I;16L", "I;16B", "I", "F")
@@ -680,17 +681,26 @@ class CDiffSETPipeline(DiffusionPipeline):
         if abar.ndim != 1 or not ((abar >= 0) & (abar <= 1)).all():
             raise ValueError("the scheduler's betas are no noise schedule: expected numbers from 0 to 1")
         self.check_channels()
-        if not isinstance(num_inference_steps, int | np.integer) or num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps is {num_inference_steps}, expected at least 1 (a whole number)")
-        self.scheduler.set_timesteps(num_inference_steps)
-        last, count = int(self.scheduler.timesteps.max()), len(abar)
-        if last >= count:
-            raise ValueError(f"the scheduler's steps reach time {last}, of {count}: expected a smaller steps_offset")
+        self.check_steps(num_inference_steps)
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type is {output_type!r}, expected 'pil', 'np', 'pt' or 'latent'")
         unknown = set(callback_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(f"callback tensors {sorted(unknown)}, expected some of {self._callback_tensor_inputs}")
+
+    def check_steps(self, number: int) -> None:
+        """Set the scheduler to a number of steps, or refuse it."""
+        count = len(self.scheduler.alphas_cumprod)
+        if not isinstance(number, int | np.integer) or number < 1:
+            raise ValueError(f"num_inference_steps is {number}, expected at least 1 (a whole number)")
+        # DDIM goes down by a whole number of times: of few, the last step would not reach the image
+        if isinstance(self.scheduler, DDIMScheduler) and count < FEW_TIMES and count % number:
+            even = ", ".join(str(steps) for steps in range(1, count + 1) if count % steps == 0)
+            raise ValueError(f"num_inference_steps is {number}: this model has {count} times, expected one of {even}")
+        self.scheduler.set_timesteps(number)
+        last = int(self.scheduler.timesteps.max())
+        if last >= count:
+            raise ValueError(f"the scheduler's steps reach time {last}, of {count}: expected a smaller steps_offset")
 
     def check_channels(self) -> None:
         """Refuse components and a `sar_transform` that do not fit together."""

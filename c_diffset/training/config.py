@@ -21,7 +21,8 @@ class ModelConfig:
         unet: Shape of the UNet that is trained from scratch, where there is no base.
         vae: Folder or Hub id of the autoencoder. Without it, that of the base is used, or none in pixel space.
         prediction_type: What a UNet from scratch predicts; with a base, the base decides.
-        beta_schedule: Noise schedule of a UNet from scratch; with a base, the base decides.
+        beta_schedule: Noise schedule of a UNet from scratch; with a base, the base decides. "resshift" is that of
+            ResShift (Yue et al., 2023), which needs `residual` and has 15 `num_train_timesteps` in the paper.
         beta_range: First and last beta of that schedule; null takes 0.0001 and 0.02, or 0.00085 and 0.012 where it is
             scaled_linear.
         num_train_timesteps: Number of times of that schedule.
@@ -45,7 +46,7 @@ class ModelConfig:
     unet: SmallUNetConfig | None = None
     vae: str | None = None
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
-    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "resshift"] = "scaled_linear"
     beta_range: tuple[float, float] | None = number(None, 1e-9, 0.999)
     num_train_timesteps: int = number(1000, 2, 100_000)
     sampler: Literal["ddim", "ddpm"] = "ddim"
@@ -262,6 +263,14 @@ class FinetuneConfig(RunConfig):
         if self.model.zero_terminal_snr and self.model.base is None and self.model.prediction_type == "epsilon":
             raise ValueError(
                 "model.zero_terminal_snr needs prediction_type v_prediction or sample: pure noise predicts no noise"
+            )
+        if self.model.base is None and self.model.beta_schedule == "resshift":
+            if not self.model.residual or self.model.beta_range is not None:
+                raise ValueError("model.beta_schedule resshift needs model.residual true, and no model.beta_range")
+        if self.model.base is None and self.model.default_num_inference_steps > self.model.num_train_timesteps:
+            raise ValueError(
+                f"model.default_num_inference_steps is {self.model.default_num_inference_steps}: expected at most "
+                f"model.num_train_timesteps, {self.model.num_train_timesteps}"
             )
         if self.data.latent_cache and self.model.base is None and self.model.vae is None:
             raise ValueError("data.latent_cache is set, but pixel space (no model.vae) has no latents: remove it")

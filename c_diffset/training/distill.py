@@ -83,8 +83,9 @@ def check_times(config: DistillConfig, num_train_timesteps: int) -> None:
     """Refuse times that the teacher does not have."""
     grid, last = config.consistency.grid, num_train_timesteps - 1
     if config.method == "consistency":
-        if grid > num_train_timesteps:
-            raise ValueError(f"consistency.grid is {grid}, but the teacher has {num_train_timesteps} times")
+        if 2 * grid > num_train_timesteps:  # its first time would be time 0, which stands for the clean image
+            found = f"consistency.grid is {grid}, but the teacher has {num_train_timesteps} times"
+            raise ValueError(f"{found}: expected at most half as many")
         return
     for name in ("score_timesteps", "critic_timesteps"):
         highest = max(getattr(config.time_aware, name))

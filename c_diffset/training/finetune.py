@@ -11,6 +11,7 @@ from c_diffset.data.sar_values import check_sar_values
 from c_diffset.loading import load_autoencoder, load_prompt, no_loading_bar
 from c_diffset.models.unet import add_variance_channel, small_unet, widen
 from c_diffset.objectives.denoising import add_noise, c_diff_loss, denoising_loss, min_snr_weight, prediction_target
+from c_diffset.objectives.resshift import resshift_betas
 from c_diffset.pipelines.pipeline_cdiffset import (
     LOW_RESOLUTION,
     SAR_DISPLAY,
@@ -102,10 +103,12 @@ def _from_scratch(config: ModelConfig) -> CDiffSETPipeline:
 
 def new_scheduler(config: ModelConfig) -> DDIMScheduler | DDPMScheduler:
     """The noise schedule of a UNet from scratch, and how it is sampled."""
+    resshift = config.beta_schedule == "resshift"
     start, end = config.beta_range or ((0.00085, 0.012) if config.beta_schedule == "scaled_linear" else (0.0001, 0.02))
     options: dict[str, Any] = dict(
         num_train_timesteps=config.num_train_timesteps,
-        beta_schedule=config.beta_schedule,
+        beta_schedule="linear" if resshift else config.beta_schedule,  # which `trained_betas` replace
+        trained_betas=resshift_betas(config.num_train_timesteps) if resshift else None,
         beta_start=start,
         beta_end=end,
         prediction_type=config.prediction_type,

@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler, LCMScheduler
 from torch.utils.data import default_collate
 
 from c_diffset.data import teacher_results
+from c_diffset.objectives.resshift import resshift_betas
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, raw_to_variance
 from c_diffset.synthetic.generate import write_pairs
 from c_diffset.training.config import DataConfig, OptimizerConfig
@@ -18,6 +19,7 @@ from c_diffset.training.distill import METHODS, build_student, distill, load_tea
 from c_diffset.training.distill_config import ConsistencyConfig, CriticConfig, DistillConfig, TimeAwareConfig
 from c_diffset.training.loop import make_accelerator
 from c_diffset.training.parser import parse_config
+from c_diffset.training.task import with_components
 from tests.conftest import tiny_components, tiny_scheduler
 from tests.helpers import log_lines
 
@@ -516,3 +518,24 @@ def test_the_teachers_results_of_a_residual_are_residuals(teachers, source, tmp_
     image = task.teacher_pipe.denoise(sar, 2, latents=batch["noise"])[0]
     torch.testing.assert_close(batch["result"], image - sar, rtol=0, atol=1e-2)
     assert torch.equal(eo, batch["eo"] - sar)
+
+
+@pytest.mark.parametrize("method", ["consistency", "time_aware"])
+def test_a_teacher_by_the_process_of_resshift(method, teachers, source, tmp_path):
+    """Fifteen times: TAD-SR's own ranges are settings, and a consistency grid has at most half as many times."""
+    teacher = CDiffSETPipeline.from_pretrained(teachers["pixel"])
+    betas = {"num_train_timesteps": 15, "trained_betas": resshift_betas(15), "rescale_betas_zero_snr": False}
+    scheduler = DDIMScheduler.from_config(dict(teacher.scheduler.config) | betas)
+    with_components(teacher, scheduler=scheduler, residual=True).save_pretrained(tmp_path / "teacher")
+    config = settings(str(tmp_path / "teacher"), source, tmp_path / "run", **with_critic(method))
+    times = replace(config.time_aware, score_timesteps=(0, 2), critic_timesteps=(0, 13), teacher_steps=15)
+    config = replace(config, consistency=ConsistencyConfig(grid=5), time_aware=times)
+    task, accelerator, batch = prepared(config)
+    logs = task.train_batch(accelerator, batch, 0)
+    assert all(torch.isfinite(value) for value in logs.values()) and "critic" in logs
+    student = task.pipeline(config.max_steps)
+    assert student.config.confidence_timestep == 14 and student.config.residual
+    image = student(np.zeros((16, 16), np.uint8), config.steps, output_type="np").images
+    assert np.isfinite(image).all()
+    with pytest.raises(ValueError, match="consistency.grid is 15, but the teacher has 15 times: expected at most half"):
+        prepared(replace(config, method="consistency", consistency=ConsistencyConfig(grid=15)))
