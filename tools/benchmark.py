@@ -181,6 +181,7 @@ def settings(folder: Path, cache: bool, **changes) -> FinetuneConfig:
             latent_cache=str(folder / "cache") if cache else None,
         ),
         validation=ValidationConfig(every=0),
+        stage="denoising",
         batch_size=8,
         **changes,
     )

@@ -1,6 +1,6 @@
 """The typed settings behind `train_configs/*.yaml`, those of distillation apart."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Literal
 
@@ -119,6 +119,29 @@ class OptimizerConfig:
     use_8bit_adam: bool = False
 
 
+@dataclass
+class ConfidenceOptimizerConfig:
+    """What stage 2's optimiser has of its own in a run of both stages; null is as in stage 1.
+
+    Attributes:
+        learning_rate: The highest learning rate of stage 2; null takes that of stage 1.
+        schedule: Schedule of stage 2; null takes that of stage 1.
+        weight_decay: Strength of the decoupled weight decay in stage 2; null takes that of stage 1.
+        warmup_steps: Number of updates of stage 2's own warm-up; null takes that of stage 1.
+        max_grad_norm: Largest norm of the gradients of stage 2; null takes that of stage 1.
+    """
+
+    learning_rate: float | None = number(None, 0.0, 10.0)
+    schedule: Literal["cosine", "constant", "linear"] | None = None
+    weight_decay: float | None = number(None, 0.0, 10.0)
+    warmup_steps: int | None = number(None, 0, MOST_STEPS)
+    max_grad_norm: float | None = number(None, 1e-9, 1e9)
+
+    def over(self, first: OptimizerConfig) -> OptimizerConfig:
+        """The settings of stage 2, where `first` are those of stage 1."""
+        return replace(first, **{name: value for name, value in vars(self).items() if value is not None})
+
+
 @dataclass(frozen=True)
 class Phase:
     """A part of a training with an optimiser, a schedule and averaged weights of its own.
@@ -170,7 +193,7 @@ class RunConfig:
         data: Settings of the pairs.
         optimizer: Settings of the optimiser.
         validation: Settings of the sampling while training.
-        max_steps: Number of optimiser updates.
+        max_steps: Number of optimiser updates, those of both stages together where there are two.
         batch_size: Number of images of one process in one forward pass.
         gradient_accumulation_steps: Number of forward passes in one update.
         ema_decay: Decay of the averaged weights, which are those that are saved.
@@ -242,8 +265,7 @@ class FinetuneConfig(RunConfig):
         stage: Stage of C-DiffSET: "denoising" (1), "confidence" (2), or "both", one after the other in one run, each
             with an optimiser, a schedule and averaged weights of its own.
         confidence_start_step: Number of updates of stage 1 in a run of both; null takes half of `max_steps`.
-        confidence_optimizer: Settings of stage 2's optimiser in a run of both; null takes `optimizer`.
-            What a given group leaves out has its default, whatever stage 1 has.
+        confidence_optimizer: What stage 2's optimiser has of its own in a run of both.
         min_snr_gamma: Strength of the min-SNR weighting of stage 1 (5 is usual); null weights all times alike.
         input_perturbation: Standard deviation of further noise in the noisy image, which is not to be predicted (Ning
             et al., 2023; 0.1 is usual).
@@ -252,7 +274,7 @@ class FinetuneConfig(RunConfig):
     model: ModelConfig
     stage: Literal["denoising", "confidence", "both"] = "both"
     confidence_start_step: int | None = number(None, 0, MOST_STEPS)
-    confidence_optimizer: OptimizerConfig | None = None
+    confidence_optimizer: ConfidenceOptimizerConfig = field(default_factory=ConfidenceOptimizerConfig)
     min_snr_gamma: float | None = number(None, 0.0, MOST_WEIGHT)
     input_perturbation: float = number(0.0, 0.0, 1.0)
 
@@ -286,12 +308,6 @@ class FinetuneConfig(RunConfig):
                 f"confidence_start_step is {self.confidence_start_step}, but max_steps, which counts both stages, is "
                 f"{self.max_steps}: lower the one or raise the other, or set stage to denoising for stage 1 alone"
             )
-        second = self.confidence_optimizer
-        if second is not None and second.use_8bit_adam != self.optimizer.use_8bit_adam:
-            raise ValueError(
-                f"confidence_optimizer.use_8bit_adam is {second.use_8bit_adam}, but optimizer.use_8bit_adam is "
-                f"{self.optimizer.use_8bit_adam}: set both alike"
-            )
 
     @property
     def confidence_start(self) -> int:
@@ -304,8 +320,9 @@ class FinetuneConfig(RunConfig):
         start = self.confidence_start
         if step < start:
             return Phase(0, start, self.optimizer, stage=1)
-        own = self.confidence_optimizer if self.stage == "both" else None
-        return Phase(start, self.max_steps, own or self.optimizer, stage=2)
+        both = self.stage == "both"
+        optimizer = self.confidence_optimizer.over(self.optimizer) if both else self.optimizer
+        return Phase(start, self.max_steps, optimizer, stage=2)
 
 
 @dataclass(kw_only=True)

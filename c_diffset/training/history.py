@@ -32,6 +32,8 @@ def public_settings(settings: dict) -> dict:
             continue
         if isinstance(value, dict):
             value = public_settings(value)
+            if not value:
+                continue
         elif key in PLACES and isinstance(value, str) and value:
             value = public_name(value[:LONGEST])
         public[key] = value

@@ -1,5 +1,6 @@
 """Settings: read, checked, overridden, written."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -64,10 +65,6 @@ def test_resolved_settings_read_back_equal(tmp_path):
         ({"model": {"unet": {"block_out_channels": [8, -32]}}}, r"model.unet.block_out_channels is \[8, -32\]"),
         ({"model": {"unet": {"block_out_channels": []}}}, "model.unet.block_out_channels is empty"),
         ({"max_steps": 4, "confidence_start_step": 4}, "confidence_start_step is 4, but max_steps"),
-        (
-            {"optimizer": {"use_8bit_adam": True}, "confidence_optimizer": {"learning_rate": 1e-5}},
-            "confidence_optimizer.use_8bit_adam is False, but optimizer.use_8bit_adam is True",
-        ),
         ({"confidence_optimizer": {"learning_rate": 11}}, "confidence_optimizer.learning_rate is 11"),
         ({"model": {}}, "either `base`"),
         ({"model": MINIMAL["model"] | {"base": "sd"}}, "either `base`"),
@@ -108,6 +105,15 @@ def test_the_learning_rate_follows_the_schedule_after_the_warm_up(tmp_path, sche
         phase = Phase(start, start + 5, config)
         found = [learning_rate(start + step, config, phase) / config.learning_rate for step in range(5)]
         assert found == pytest.approx(rates)
+
+
+def test_stage_2_has_the_optimiser_of_stage_1_but_for_its_own_settings(tmp_path):
+    settings = MINIMAL | {"max_steps": 10, "optimizer": {"max_grad_norm": 5.0, "weight_decay": 0.1}}
+    config = parse(tmp_path, settings, "--confidence_optimizer.weight_decay=0", "--confidence_optimizer.warmup_steps=3")
+    first, second = (config.phase(step) for step in (4, 5))
+    assert (first.start, first.end, first.stage) == (0, 5, 1) and (second.start, second.end, second.stage) == (5, 10, 2)
+    assert first.optimizer == config.optimizer
+    assert second.optimizer == replace(config.optimizer, weight_decay=0.0, warmup_steps=3)
 
 
 BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}]\n" for a, b in pairwise("abcdefghijklmno"))
