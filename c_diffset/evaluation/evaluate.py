@@ -121,7 +121,7 @@ def evaluate(
     pairs.check_eo(eo_transform, data)
     pairs.check_sar(sar_transforms, data)
     left_out: list[LeftOut] = []
-    instruments = choose_instruments(rules, lpips_net, lpips_weights, dists_weights, download, left_out)
+    instruments = choose_instruments(rules, lpips_net, lpips_weights, dists_weights, download, left_out, pairs.enlarges)
     features = try_features(instruments.lpips_model, inception_weights, download, left_out, rules.sets)
     facts = {
         "data": str(data),

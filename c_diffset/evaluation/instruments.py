@@ -3,20 +3,34 @@
 from collections.abc import Callable
 
 import lpips
-from torch import Tensor
+from torch import Tensor, nn
 
 from c_diffset.evaluation.report import LeftOut
 from c_diffset.measurement.metrics import Instruments
-from c_diffset.measurement.networks import Dists, load_dists, load_inception, load_lpips, lpips_features
+from c_diffset.measurement.networks import (
+    QUALITY,
+    Dists,
+    load_dists,
+    load_inception,
+    load_lpips,
+    load_quality,
+    lpips_features,
+)
 from c_diffset.measurement.protocols import Protocol
 
 Features = dict[str, Callable[[Tensor], Tensor]]
 
 
 def choose_instruments(
-    protocol: Protocol, lpips_net: str | None, lpips_weights, dists_weights, download: bool, left_out: list[LeftOut]
+    protocol: Protocol,
+    lpips_net: str | None,
+    lpips_weights,
+    dists_weights,
+    download: bool,
+    left_out: list[LeftOut],
+    enlarged: bool = False,
 ) -> Instruments:
-    """What measures single images by this protocol.
+    """What measures single images by this protocol; `enlarged` of super-resolution.
 
     Raises:
         ValueError: `lpips_net` is neither the default nor that of the protocol, or a file does not fit.
@@ -31,7 +45,8 @@ def choose_instruments(
     if protocol.measures_dists:
         dists_model = try_dists(lpips_model, dists_weights, download, left_out)
     left_out += [LeftOut(metric, reason) for metric, reason in protocol.left_out.items()]
-    return Instruments(protocol, lpips_model, dists_model)
+    quality = try_quality(download, left_out) if enlarged and protocol.metrics is None else {}
+    return Instruments(protocol, lpips_model, dists_model, quality)
 
 
 def try_lpips(net, weights, download, left_out: list[LeftOut]) -> lpips.LPIPS | None:
@@ -58,6 +73,17 @@ def try_dists(lpips_model, weights, download, left_out: list[LeftOut]) -> Dists 
             raise
         left_out.append(LeftOut("dists", _without_weights(error, download, "--dists_weights")))
         return None
+
+
+def try_quality(download: bool, left_out: list[LeftOut]) -> dict[str, nn.Module]:
+    """The networks that judge images without a reference, by the names of their metrics."""
+    models = {}
+    for name in QUALITY:
+        try:
+            models[name] = load_quality(name, download)
+        except OSError as error:
+            left_out.append(LeftOut(name, str(error)))
+    return models
 
 
 def try_features(

@@ -170,7 +170,7 @@ def add_pixels(sample: PixelSample, result: PairResult, spread: str) -> None:
         uncertainties["predicted variance"] = pixel_variance(result)
     if result.spread is not None:
         uncertainties[spread] = result.spread.numpy()
-    uncertainties["SAR gradient"] = np.hypot(*np.gradient(result.sar[0].numpy()))
+    uncertainties[f"{result.given} gradient"] = np.hypot(*np.gradient(result.sar[0].numpy()))
     optional = (result.expected_error, result.error_probability, result.discrepancy, result.mask)
     sample.add(absolute_error(result), uncertainties, *(None if x is None else x.numpy() for x in optional))
 

@@ -73,6 +73,11 @@ class SplitPairs:
                 check_sar_values(some_pairs(self.rows), transform, str(data))
 
     @property
+    def enlarges(self) -> bool:
+        """Whether these are pairs of super-resolution."""
+        return next(some_pairs(self.rows, 1)).upscale > 1
+
+    @property
     def expected_images(self) -> int | None:
         """How many images there will be, where that is known beforehand."""
         return self.max_images if self.crop_size else min(len(self.rows), self.max_images or len(self.rows))

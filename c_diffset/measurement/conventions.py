@@ -5,6 +5,10 @@ from c_diffset.measurement.protocols import OWN, Protocol
 CONVENTIONS = {
     "psnr": "dB, data range 1, of each image, then the mean; at most 100; higher is better",
     "ssim": "data range 1, Gaussian window of 11 pixels, sigma 1.5, no padding (as scikit-image); higher is better",
+    "psnr_y": "dB, on Y of BT.601 (16 to 235), data range 255, no border cropped, of each image; higher is better",
+    "ssim_y": "on Y of BT.601, data range 255, otherwise as ssim; higher is better",
+    "clipiqa": "without a reference, of each image, 0 to 1 (pyiqa); higher is better",
+    "musiq": "without a reference, of each image, 0 to 100 (pyiqa, KonIQ-10k); higher is better",
     "scc": "spatial correlation: Laplacian high pass, windows of 8 pixels (as torchmetrics, sewar); higher is better",
     "lpips": "version 0.1, the net is in the name, images in [-1, 1]; lower is better",
     "dists": "Ding et al. (2020), VGG, images in [0, 1], of each image, then the mean (as pyiqa); lower is better",

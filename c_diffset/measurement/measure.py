@@ -16,6 +16,7 @@ from c_diffset.measurement.metrics import PLAIN, Instruments, measure
 from c_diffset.noise import noise_generator
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 
+GIVEN = ("SAR", "bicubic")  # what the input is called in pictures: of SAR images, and of super-resolution
 MIN_VALID = 0.5  # crops with a smaller valid fraction are left out
 
 
@@ -23,7 +24,8 @@ MIN_VALID = 0.5  # crops with a smaller valid fraction are left out
 class PairResult:
     """One evaluated image: its metrics, and float tensors on the CPU.
 
-    `sar`, `generated`, `eo`: 3 x H x W in [0, 1], SAR in grey, nodata black; `confidence`: H x W in (0, 1] or None;
+    `sar`, `generated`, `eo`: 3 x H x W in [0, 1], SAR in grey, nodata black; of super-resolution, `sar` is the input in
+    its colours, enlarged, which `given` says; `confidence`: H x W in (0, 1] or None;
     `mask`: H x W, bool, True = valid, or None where every pixel is; `expected_error` (levels) and `error_probability`:
     H x W, or None without a calibration; `spread`: H x W, levels, of further samples, or None; `discrepancy`: H x W,
     bool, or None.
@@ -40,11 +42,12 @@ class PairResult:
     error_probability: Tensor | None = None
     spread: Tensor | None = None
     discrepancy: Tensor | None = None
+    given: str = "SAR"
 
     @property
     def pictures(self) -> dict[str, Tensor]:
         """The row of `make_grid`: images and maps by their labels, the expected error before the confidence."""
-        found = {"SAR": self.sar, "generated": self.generated, "EO": self.eo}
+        found = {self.given: self.sar, "generated": self.generated, "EO": self.eo}
         found |= {"expected error": self.expected_error, "confidence": self.confidence}
         return {label: image for label, image in found.items() if image is not None}
 
@@ -83,7 +86,7 @@ def evaluate_pairs(
                 raise ValueError(f"pair {pair.id}: the model's image holds NaN or infinite values")
         generated = (output.images * 255).round() / 255
         eo = torch.stack([item["eo"] for item in tensors]) * 0.5 + 0.5
-        sar = torch.stack([_grey(item["sar"]) for item in tensors])
+        sar = torch.stack([_shown(item["sar"], pipe) for item in tensors])
         mask = _stack_masks(tensors)
         if mask is not None:  # nodata is black in pictures and features too
             generated, eo, sar = generated * mask, eo * mask, sar * mask
@@ -93,9 +96,10 @@ def evaluate_pairs(
         maps |= {"expected_error": output.expected_error, "error_probability": output.error_probability}
         if spread_samples:
             maps["spread"] = pipe([pair.sar for pair in batch], **options, ensemble_size=spread_samples).spread
-        for i, metrics in enumerate(measure(*on_device, instruments)):
+        for i, metrics in enumerate(measure(*on_device, instruments, pipe.config.upscale > 1)):
             own = {name: None if x is None else x[i] for name, x in maps.items()}
             known = batch[i].discrepancy
+            own["given"] = GIVEN[pipe.config.upscale > 1]
             own["discrepancy"] = None if known is None else torch.from_numpy(known)
             yield PairResult(batch[i].id, metrics, sar[i], generated[i], eo[i], **own)
         number += len(batch)
@@ -117,9 +121,10 @@ def _warn_of_size(pipe: CDiffSETPipeline, height: int, width: int) -> None:
         )
 
 
-def _grey(sar: Tensor) -> Tensor:
-    """The model's first SAR channel, [-1, 1] to [0, 1], as a grey image 3 x H x W."""
-    return (sar[:1] * 0.5 + 0.5).expand(3, -1, -1)
+def _shown(sar: Tensor, pipe: CDiffSETPipeline) -> Tensor:
+    """The input as an image 3 x H x W in [0, 1]: the model's first SAR channel in grey, or the enlarged colours."""
+    bands = sar if pipe.config.upscale > 1 and len(sar) == 3 else sar[:1]
+    return (bands * 0.5 + 0.5).expand(3, -1, -1)
 
 
 def _stack_masks(tensors: list[dict[str, Tensor]]) -> Tensor | None:
@@ -189,21 +194,23 @@ def floors_and_ceiling(
         mean_colour: r, g, b in [0, 1], known without looking at `pairs`; None leaves this floor out.
 
     Returns:
-        Mean metrics of the SAR image copied to grey (`sar_grey`) and of one colour everywhere (`mean_colour`); and
-        those of the true EO image, encoded and decoded; None in pixel space.
+        Mean metrics of the SAR image copied to grey (`sar_grey`), or of the enlarged input of super-resolution
+        (`bicubic`), and of one colour everywhere (`mean_colour`); and those of the true EO image, encoded and decoded;
+        None in pixel space.
     """
     rows: dict[str, list[dict[str, float]]] = {}
     for pair in pairs:
         tensors = to_tensors(pair, pipe)
-        true, sar = tensors["eo"][None].to(pipe.device), _grey(tensors["sar"])[None].to(pipe.device)
+        true, sar = tensors["eo"][None].to(pipe.device), _shown(tensors["sar"], pipe)[None].to(pipe.device)
         eo, mask = true * 0.5 + 0.5, tensors["mask"][None].to(pipe.device) if "mask" in tensors else None
-        predictions = {"sar_grey": sar}
+        enlarged = pipe.config.upscale > 1
+        predictions = {"bicubic": (sar * 255).round() / 255} if enlarged else {"sar_grey": sar}
         if mean_colour is not None:
             predictions["mean_colour"] = eo.new_tensor(mean_colour).view(1, 3, 1, 1).expand_as(eo)
         if pipe.vae is not None:
             predictions["autoencoder"] = round_trip(pipe, true)
         for name, prediction in predictions.items():
-            rows.setdefault(name, []).extend(measure(prediction, eo, sar, mask=mask, instruments=instruments))
+            rows.setdefault(name, []).extend(measure(prediction, eo, sar, None, mask, instruments, enlarged))
     means = {name: mean_metrics(measured) for name, measured in rows.items()}
     ceiling = means.pop("autoencoder", None)
     return means, ceiling

@@ -4,13 +4,13 @@ Images are float tensors B x 3 x H x W in [0, 1]; masks B x 1 x H x W, 1 = valid
 return a tensor (B,). Under a mask, means run over the valid pixels (or over the windows with a valid centre).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import lpips
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from c_diffset.measurement.networks import Dists
 from c_diffset.measurement.protocols import OWN, Protocol
@@ -77,6 +77,24 @@ def scc(generated: Tensor, eo: Tensor, mask: Tensor | None = None) -> Tensor:
     return _mean(correlation.masked_fill(flat, 0.0), mask)
 
 
+def luma(images: Tensor) -> Tensor:
+    """Images B x 3 x H x W in [0, 1] to Y of ITU-R BT.601, B x 1 x H x W, as a fraction of 255; not rounded.
+
+    In 8 bits it is 16 + 65.481 R + 128.553 G + 24.966 B, from 16 to 235, as in MATLAB.
+    """
+    weights = images.new_tensor((65.481, 128.553, 24.966)).view(1, 3, 1, 1)
+    return ((images * weights).sum(dim=1, keepdim=True) + 16) / 255
+
+
+def measure_luma(generated: Tensor, eo: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    """`psnr_y` in dB and `ssim_y`, each (B,), as the literature of super-resolution has them: on Y, data range 255.
+
+    No border is cropped, where part of the literature crops as many pixels as the factor.
+    """
+    pair = luma(generated), luma(eo)
+    return {"psnr_y": psnr(*pair, mask), "ssim_y": ssim(*pair, mask)}
+
+
 def mean_colour_bias(generated: Tensor, eo: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean of generated - EO by channel, signed, in 8-bit levels: B x 3."""
     difference = 255 * (generated - eo)
@@ -98,6 +116,7 @@ class Instruments:
     protocol: Protocol = OWN
     lpips_model: lpips.LPIPS | None = None
     dists_model: Dists | None = None
+    quality: dict[str, nn.Module] = field(default_factory=dict)  # without a reference, by the names of their metrics
 
     @property
     def least_side(self) -> int:
@@ -106,7 +125,7 @@ class Instruments:
 
     def to(self, device: torch.device) -> None:
         """Move the networks."""
-        for network in filter(None, (self.lpips_model, self.dists_model)):
+        for network in filter(None, (self.lpips_model, self.dists_model, *self.quality.values())):
             network.to(device)
 
 
@@ -121,6 +140,7 @@ def measure(
     confidence: Tensor | None = None,
     mask: Tensor | None = None,
     instruments: Instruments = PLAIN,
+    enlarged: bool = False,
 ) -> list[dict[str, float]]:
     """The protocol's metrics of single images, one dictionary for each image of the batch.
 
@@ -130,7 +150,9 @@ def measure(
         generated, eo, sar: B x 3 x H x W in [0, 1]; SAR in grey.
         confidence: B x H x W, adds `confidence_spearman` (against the absolute error, mean over channels).
         mask: B x 1 x H x W, 1 = valid.
-        instruments: the protocol, and networks that add `lpips_NET` and `dists`.
+        instruments: the protocol, and networks that add `lpips_NET`, `dists` and those of `quality`.
+        enlarged: whether this is super-resolution, which adds the metrics of the luminance; `sar` is then the enlarged
+            image of low resolution.
     """
     protocol, lpips_model = instruments.protocol, instruments.lpips_model
     if mask is not None:
@@ -147,6 +169,9 @@ def measure(
         "bias_b": bias[:, 2],
         "copy_ratio": copy_ratio(generated, eo, sar, mask),
     }
+    if enlarged:
+        columns |= measure_luma(generated, eo, mask)
+    columns |= {name: model(generated).flatten() for name, model in instruments.quality.items()}
     if lpips_model is not None:
         distance = lpips_model(protocol.for_lpips(generated), protocol.for_lpips(eo))
         columns[f"lpips_{lpips_model.pnet_type}"] = distance.flatten()

@@ -15,6 +15,7 @@ INCEPTION_URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 )
 DISTS_URL = "https://github.com/chaofengc/IQA-PyTorch/releases/download/v0.1-weights/DISTS_weights-f5e65c96.pth"
+QUALITY = ("clipiqa", "musiq")
 LPIPS_TRUNKS = {"alex": "AlexNet_Weights", "squeeze": "SqueezeNet1_1_Weights", "vgg": "VGG16_Weights"}
 
 
@@ -159,6 +160,25 @@ def _pool_squares(values: Tensor) -> Tensor:
     channels, taps = values.shape[1], values.new_tensor([0.25, 0.5, 0.25])
     window = torch.outer(taps, taps).expand(channels, 1, 3, 3)
     return (F.conv2d(values**2, window, stride=2, padding=1, groups=channels) + 1e-12).sqrt()
+
+
+def load_quality(name: str, download: bool = True) -> nn.Module:
+    """A network of `QUALITY` that judges images B x 3 x H x W in [0, 1] without a reference, by the package pyiqa.
+
+    Raises:
+        OSError: pyiqa is not installed, or its weights, which it downloads by itself, cannot be had.
+    """
+    try:
+        import pyiqa  # it is no dependency, and takes seconds
+    except ImportError:
+        raise OSError("pyiqa is not installed: pip install pyiqa") from None
+    if not download:
+        raise OSError("pyiqa downloads its weights by itself: allow the download")
+    try:
+        return pyiqa.create_metric(name, device="cpu").eval()
+    except Exception as error:  # several libraries download for it, and each raises its own
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise OSError(f"pyiqa cannot load it ({reason[:200]}): connect this machine") from error
 
 
 def load_inception(weights: str | Path | None = None, download: bool = True) -> nn.Module:

@@ -6,7 +6,7 @@ import torch
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from c_diffset.measurement.luma import luma, measure_luma
+from c_diffset.measurement.metrics import luma, measure_luma
 
 
 def images() -> torch.Tensor:

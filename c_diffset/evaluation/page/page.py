@@ -12,7 +12,11 @@ from c_diffset.measurement.conventions import convention
 
 # what a report holds beside the protocol
 NOT_PROTOCOL = ("mean", "floors", "ceiling", "images", "conventions", "left_out", "trust", "data_name")
-FLOORS = {"sar_grey": "floor: SAR\u00a0in\u00a0grey", "mean_colour": "floor: one\u00a0colour"}
+FLOORS = {
+    "sar_grey": "floor: SAR\u00a0in\u00a0grey",
+    "bicubic": "floor: bicubic\u00a0enlargement",
+    "mean_colour": "floor: one\u00a0colour",
+}
 CEILING = "ceiling: autoencoder"
 CARD_METRICS = ("lpips", "dists", "psnr", "ssim", "scc", "confidence_spearman")
 STATISTICS = {

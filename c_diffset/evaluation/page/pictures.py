@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from c_diffset.measurement.measure import PairResult
 
 SIDE = 320  # pixels; larger pictures are averaged
-GIVEN = ("SAR", "EO")  # the pictures that no model has made
+GIVEN = ("SAR", "bicubic", "EO")  # the pictures that no model has made
 
 
 def ranking_metric(metrics: dict[str, float]) -> str:
@@ -63,7 +63,7 @@ class Gallery:
 def encode_pictures(result: "PairResult") -> dict[str, str]:
     """Pictures by their labels, as data URIs: those of the grid, and the error beside what was expected of it."""
     error, grid = (result.generated - result.eo).abs().mean(0) * 255, result.pictures
-    pictures = {label: grid[label] for label in ("SAR", "generated", "EO")} | {"error": error} | grid
+    pictures = {label: grid[label] for label in (result.given, "generated", "EO")} | {"error": error} | grid
     return {label: _data_uri(to_pixels(image, label)) for label, image in pictures.items()}
 
 
@@ -125,7 +125,7 @@ def _card(number: int, galleries: list[Gallery], names: list[str], images: list[
     pictures, rows = [gallery.pictures[number] for gallery in galleries], [own[number] for own in images]
     if len(names) == 1:
         return Card(rows[0].id, [Group(None, rows[0].metrics, pictures[0])])
-    groups = [Group(None, None, {label: pictures[0][label] for label in GIVEN})]
+    groups = [Group(None, None, {label: pictures[0][label] for label in GIVEN if label in pictures[0]})]
     for name, row, own in zip(names, rows, pictures, strict=True):
         made = {label: uri for label, uri in own.items() if label not in GIVEN}
         groups.append(Group(name, row.metrics, made))
