@@ -170,8 +170,8 @@ def load_quality(name: str, download: bool = True) -> nn.Module:
     """
     try:
         import pyiqa  # it is no dependency, and takes seconds
-    except ImportError:
-        raise OSError("pyiqa is not installed: pip install pyiqa") from None
+    except ImportError as error:
+        raise OSError(f"pyiqa is not there ({error}): pip install pyiqa") from None
     if not download:
         raise OSError("pyiqa downloads its weights by itself: allow the download")
     try:
