@@ -45,8 +45,8 @@ class TimeAwareConfig:
     teacher_steps: int | None = number(None, 1, 10_000)
     regression_weight: float = number(1.0, 0.0, MOST_WEIGHT)
     score_weight: float = number(1.0, 0.0, MOST_WEIGHT)
-    score_timesteps: tuple[int, int] = number((20, 400), 0, 1_000_000)
-    critic_timesteps: tuple[int, int] = number((20, 400), 0, 1_000_000)
+    score_timesteps: tuple[int, int] = number((20, 400), 0, 1_000_000, was="noise_timesteps")
+    critic_timesteps: tuple[int, int] = number((20, 400), 0, 1_000_000, was="noise_timesteps")
 
 
 @dataclass

@@ -7,9 +7,12 @@ MOST_STEPS = 99_999_999  # names of checkpoints have eight digits
 MOST_WEIGHT = 1e6  # the largest weight of one loss beside the others
 
 
-def number(default: Any, lowest: float, highest: float) -> Any:
-    """A setting that is a number, or a few of them, from `lowest` to `highest`."""
-    return field(default=default, metadata={"limits": (lowest, highest)})
+def number(default: Any, lowest: float, highest: float, was: str | None = None) -> Any:
+    """A setting that is a number, or a few of them, from `lowest` to `highest`.
+
+    `was` is the setting that it was before, in the same group: runs that were started with that one go on.
+    """
+    return field(default=default, metadata={"limits": (lowest, highest), "was": was})
 
 
 def check_values(settings: Any, prefix: str = "") -> None:

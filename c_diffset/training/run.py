@@ -218,6 +218,8 @@ def _completed(stored: dict, config) -> dict:
         value, found = getattr(config, one.name), stored.get(one.name)
         if is_dataclass(value) and isinstance(found, dict):
             complete[one.name] = _completed(found, value)
+        elif one.name not in stored and one.metadata.get("was") in stored:
+            complete[one.name] = stored[one.metadata["was"]]
         elif one.name not in stored and one.default_factory is not MISSING:
             complete[one.name] = plain_settings(one.default_factory())
         elif one.name not in stored and one.default is not MISSING:

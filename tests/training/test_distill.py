@@ -7,6 +7,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import DDIMScheduler, LCMScheduler
 from torch.utils.data import default_collate
 
@@ -19,6 +20,7 @@ from c_diffset.training.distill import METHODS, build_student, distill, load_tea
 from c_diffset.training.distill_config import ConsistencyConfig, CriticConfig, DistillConfig, TimeAwareConfig
 from c_diffset.training.loop import make_accelerator
 from c_diffset.training.parser import parse_config
+from c_diffset.training.run import check_same_run, save_config
 from c_diffset.training.task import with_components
 from tests.conftest import tiny_components, tiny_scheduler
 from tests.helpers import log_lines
@@ -494,6 +496,20 @@ def test_the_input_is_perturbed_by_a_second_noise(teachers, source, tmp_path):
     t = batch["timestep"] * 20 // 1000 * 50 + 49
     added = (1 - task.abar[t]).sqrt().view(-1, 1, 1, 1) * 0.1 * other["noise_2"]
     torch.testing.assert_close(after - before, added, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_of_the_one_setting_goes_on_under_the_two(teachers, source, tmp_path):
+    both = dict(score_timesteps=(10, 300), critic_timesteps=(10, 300))
+    config = settings(teachers["pixel"], source, tmp_path / "run", time_aware=TimeAwareConfig("data", **both))
+    stored = tmp_path / "config.yaml"
+    save_config(config, stored)
+    content = yaml.safe_load(stored.read_text())
+    del content["time_aware"]["critic_timesteps"]
+    content["time_aware"]["noise_timesteps"] = content["time_aware"].pop("score_timesteps")
+    stored.write_text(yaml.safe_dump(content))
+    check_same_run(config, stored)
+    with pytest.raises(ValueError, match=r"critic_timesteps is \[20, 400\], but .* with \[10, 300\]"):
+        check_same_run(replace(config, time_aware=TimeAwareConfig("data", score_timesteps=(10, 300))), stored)
 
 
 def test_the_setting_that_two_have_replaced_is_named(tmp_path):
