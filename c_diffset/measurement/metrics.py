@@ -41,12 +41,15 @@ def psnr(generated: Tensor, eo: Tensor, mask: Tensor | None = None) -> Tensor:
     return -10 * torch.log10(_mean((generated - eo) ** 2, mask).clamp_min(1e-10))
 
 
-def ssim(generated: Tensor, eo: Tensor, mask: Tensor | None = None) -> Tensor:
+def ssim(generated: Tensor, eo: Tensor, mask: Tensor | None = None, mirrored: bool = False) -> Tensor:
     """Structural similarity (Wang et al., 2004): data range 1, K = (0.01, 0.03), mean over channels.
 
     The Gaussian window has 11 pixels and sigma 1.5, and lies within the image: the least size is 11 x 11. An image none
-    of whose windows has a valid centre counts as 0.
+    of whose windows has a valid centre counts as 0. `mirrored` lets windows stand at every pixel, with the image
+    mirrored beyond its border, as torchmetrics does since 1.0.
     """
+    if mirrored:
+        generated, eo = (F.pad(images, (5, 5, 5, 5), mode="reflect") for images in (generated, eo))
     taps = torch.exp(-((torch.arange(11) - 5) ** 2) / (2 * 1.5**2))
     window = torch.outer(taps, taps) / taps.sum() ** 2
     mean_x, mean_y = _filter(generated, window), _filter(eo, window)
@@ -55,7 +58,7 @@ def ssim(generated: Tensor, eo: Tensor, mask: Tensor | None = None) -> Tensor:
     covariance = _filter(generated * eo, window) - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + 0.01**2) / (mean_x**2 + mean_y**2 + 0.01**2)
     structure = (2 * covariance + 0.03**2) / (variance_x + variance_y + 0.03**2)
-    return _mean(luminance * structure, None if mask is None else mask[..., 5:-5, 5:-5])
+    return _mean(luminance * structure, mask if mask is None or mirrored else mask[..., 5:-5, 5:-5])
 
 
 def scc(generated: Tensor, eo: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -162,7 +165,7 @@ def measure(
     bias = mean_colour_bias(generated, eo, mask)
     columns = {
         "psnr": psnr(generated, eo, mask),
-        "ssim": ssim(generated, eo, mask),
+        "ssim": ssim(generated, eo, mask, protocol.ssim_mirrored),
         "scc": scc(generated, eo, mask),
         "bias_r": bias[:, 0],
         "bias_g": bias[:, 1],

@@ -29,6 +29,7 @@ class Protocol:
         contrast: Images are stretched by this factor around mid grey, and clipped to [0, 1], before all metrics of
             single images. Of values in [-1, 1], a factor of 2 makes what `x + 0.5` makes of them.
         rounded: Whether metrics of single images see generated images rounded to 8 bits, as files hold them.
+        ssim_mirrored: Whether the windows of SSIM reach beyond the border, where the image is mirrored.
         crop: "grid" takes all crops of `crop_size` from an image, "centre" the one in its middle.
         steps: The number of denoising steps; None for the model's own.
         spacing: The times of DDIM samplers, a name in `SPACINGS`; None for the model's own.
@@ -45,6 +46,7 @@ class Protocol:
     lpips_range: tuple[float, float] = (-1.0, 1.0)
     contrast: float = 1.0
     rounded: bool = True
+    ssim_mirrored: bool = False
     crop: str = "grid"
     steps: int | None = None
     spacing: str | None = None
@@ -87,14 +89,15 @@ ZOO = Protocol(
     metrics=("psnr", "ssim", "lpips", "dists", "copy_ratio", "confidence_spearman"),
     sets=("fid", "kid"),
     lpips_net="vgg",
+    ssim_mirrored=True,
     crop="centre",
     steps=50,
     spacing="leading",
     kid_subsets=(500, 50),
     conventions={
         "psnr": "dB, data range 1, of each image, then the mean (as torchmetrics); higher is better",
-        "ssim": "data range 1, Gaussian window of 11 pixels, sigma 1.5, of each image, then the mean (as "
-        "torchmetrics); higher is better",
+        "ssim": "data range 1, Gaussian window of 11 pixels, sigma 1.5, mirrored borders (as torchmetrics), of each "
+        "image, then the mean; higher is better",
         "lpips_vgg": "version 0.1, VGG, images in [-1, 1]; fed [0, 1] it would be about 0.05 lower; lower is better",
         "fid": "pytorch-fid, 2048 features, against the true images that were measured; lower is better",
         "kid": "as GeoSET: unbiased, cubic kernel, features of pytorch-fid, 50 subsets of at most 500 images; lower is "
@@ -122,14 +125,15 @@ C_DIFFSET = Protocol(
     lpips_range=(0.0, 1.0),
     contrast=2.0,
     rounded=False,
+    ssim_mirrored=True,
     crop="centre",
     steps=50,
     spacing="leading",
     conventions={
         "psnr": "dB, data range 1, of each image as x + 0.5, then the mean; not that of other protocols; higher is "
         "better",
-        "ssim": "images as x + 0.5, data range 1, Gaussian window of 11 pixels, sigma 1.5 (as torchmetrics); higher is "
-        "better",
+        "ssim": "images as x + 0.5, data range 1, Gaussian window of 11 pixels, sigma 1.5, mirrored borders (as "
+        "torchmetrics); higher is better",
         "scc": "spatial correlation of images as x + 0.5 (as torchmetrics); higher is better",
         "lpips_vgg": "version 0.1, VGG, images as x + 0.5 in [0, 1] where the net expects [-1, 1]; lower is better",
         "fid": "pytorch-fid, 2048 features, images as x * 0.5 + 0.5 in 8 bits; lower is better",
