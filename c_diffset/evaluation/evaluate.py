@@ -40,6 +40,7 @@ def evaluate(
     protocol: ProtocolName = "own",
     timestep_spacing: Spacing | None = None,
     dists_weights: str | os.PathLike | None = None,
+    save_images: bool = False,
 ) -> "Report | Comparison":
     """Evaluate a model on a split, print a table, and write `metrics.json`, `per_image.csv`, `grid.png`, `report.html`.
 
@@ -78,6 +79,8 @@ def evaluate(
         timestep_spacing: The times of the denoising steps. By default, they are the model's own ones (trailing), or
             those of the protocol. Published figures were sampled at the leading ones: 981, 961, and so on to 1.
         dists_weights: A file with the weights of DISTS, which are otherwise downloaded.
+        save_images: Every generated image and its true image are written too, as `generated/ID.png` and `true/ID.png`,
+            for other programs to measure.
 
     Returns:
         The `Report` that `metrics.json` holds. Its floors are what no model should fall below; its ceiling is the true
@@ -106,6 +109,8 @@ def evaluate(
     rules = check_sampling(protocol, timestep_spacing)
     if spread_samples < 0 or spread_samples == 1:
         raise ValueError(f"spread_samples is {spread_samples}: a spread needs at least 2, and 0 leaves it out")
+    if save_images and output is None:
+        raise ValueError("save_images is set, but no output is named: name the folder with output")
     if grid_rows < 1:
         raise ValueError(f"grid_rows is {grid_rows}: expected at least 1")
     if mean_colour is not None and (len(mean_colour) != 3 or not all(0 <= value <= 1 for value in mean_colour)):
@@ -154,13 +159,14 @@ def evaluate(
             weights = f"{weights} with the autoencoder {vae}"
         identity = {"model": parts.name_of(each), "revision": revision, "weights": weights}
         identity["autoencoder_weights"] = None if pipe is each else component_checksum(Path(str(each)), "vae")
-        report, grid = session.measure(pipe, identity, gallery)
+        own = f"{i}_{names[i].replace('/', '-')[:50]}" if len(models) > 1 else ""
+        folder = None if output is None else Path(output, own)
+        report, grid = session.measure(pipe, identity, gallery, folder if save_images else None)
         print(parts.quality_table(report))
         reports.append(report)
         galleries.append(gallery)
-        if output is not None:
-            own = f"{i}_{names[i].replace('/', '-')[:50]}" if len(models) > 1 else ""
-            parts.write_files(report, grid, Path(output, own))
+        if folder is not None:
+            parts.write_files(report, grid, folder)
     gallery, differences = gallery_of(galleries, names, [report.images for report in reports]), compare(reports, names)
     if output is not None:
         if len(models) > 1:

@@ -21,11 +21,11 @@ from c_diffset.evaluation.reliability import PixelSample
 from c_diffset.evaluation.report import ImageMetrics, LeftOut, Report, by_reason
 from c_diffset.evaluation.sampling import choose_spacing, choose_steps, describe_sampling, sampled_at
 from c_diffset.evaluation.split import SplitPairs
-from c_diffset.files import check_writable, write_file, write_json
+from c_diffset.files import check_id, check_writable, write_file, write_json
 from c_diffset.measurement.conventions import convention
 from c_diffset.measurement.measure import PairResult, evaluate_pairs, floors_and_ceiling, mean_metrics
 from c_diffset.measurement.metrics import Instruments, frechet_distance, kernel_distance
-from c_diffset.measurement.picture_grid import make_grid
+from c_diffset.measurement.picture_grid import make_grid, to_pixels
 from c_diffset.measurement.protocols import OWN, Protocol
 from c_diffset.pipelines.pipeline_cdiffset import (
     EO_DISPLAY,
@@ -88,12 +88,16 @@ class Session:
     features: Features
     left_out: list[LeftOut]
 
-    def measure(self, pipe: CDiffSETPipeline, identity: dict, gallery: Gallery) -> tuple[Report, PIL.Image.Image]:
-        """The report on one model, and its picture grid; `gallery` sees every image."""
+    def measure(
+        self, pipe: CDiffSETPipeline, identity: dict, gallery: Gallery, folder: Path | None = None
+    ) -> tuple[Report, PIL.Image.Image]:
+        """The report on one model, and its picture grid; `gallery` sees every image, and `folder` takes them in."""
         with sampled_at(pipe, choose_spacing(pipe, self.timestep_spacing, self.instruments.protocol)):
-            return self._measure(pipe, identity, gallery)
+            return self._measure(pipe, identity, gallery, folder)
 
-    def _measure(self, pipe: CDiffSETPipeline, identity: dict, gallery: Gallery) -> tuple[Report, PIL.Image.Image]:
+    def _measure(
+        self, pipe: CDiffSETPipeline, identity: dict, gallery: Gallery, folder: Path | None
+    ) -> tuple[Report, PIL.Image.Image]:
         """The same, of a pipeline with the scheduler that it is to be measured with."""
         pipe.set_progress_bar_config(disable=True)
         protocol = self.instruments.protocol
@@ -101,7 +105,7 @@ class Session:
         self.instruments.to(pipe.device)
         if "" in self.features:
             self.features[""].to(pipe.device)
-        images, pictures, vectors, pixels = self._collect(pipe, steps, gallery)
+        images, pictures, vectors, pixels = self._collect(pipe, steps, gallery, folder)
         if not images:
             data, split = self.facts["data"], self.facts["split"]
             raise ValueError(f"{data}, split {split}: no image to evaluate (crop_size {self.pairs.crop_size})")
@@ -123,7 +127,7 @@ class Session:
             protocol=protocol.name,
             protocol_source=list(protocol.source),
             generated_images=f"{'' if protocol.rounded else 'not '}rounded to 8 bits before they are measured",
-            calibration=calibrated_on(pipe, steps),
+            calibration=self._calibrated_on(pipe, steps),
             mean=means,
             conventions={metric: convention(metric, protocol) for metric in means},
             floors=floors,
@@ -134,7 +138,13 @@ class Session:
         )
         return report, make_grid(pictures)
 
-    def _collect(self, pipe: CDiffSETPipeline, steps: int, gallery: Gallery):
+    def _calibrated_on(self, pipe: CDiffSETPipeline, steps: int) -> str | None:
+        """What the expected error was fitted on, and whether the samples were of other times then."""
+        fitted = calibrated_on(pipe, steps)
+        changed = choose_spacing(pipe, self.timestep_spacing, self.instruments.protocol)
+        return f"{fitted}, at the model's own times" if fitted and changed else fitted
+
+    def _collect(self, pipe: CDiffSETPipeline, steps: int, gallery: Gallery, folder: Path | None):
         """Rows of metrics and of pictures, for every feature function those of generated and EO images, and pixels."""
         results = evaluate_pairs(
             pipe,
@@ -151,6 +161,8 @@ class Session:
         for number, result in enumerate(results):
             images.append(ImageMetrics(printable(result.id), result.metrics))
             gallery.add(number, result)
+            if folder is not None:
+                write_images(folder, result)
             if number < self.grid_rows:
                 pictures.append(result.pictures)
             if result.confidence is not None or result.spread is not None:
@@ -254,6 +266,20 @@ def write_files(report: Report, grid: PIL.Image.Image, folder: Path) -> None:
     write_file(folder / "per_image.csv", image_table(report))
     write_file(folder / "grid.png", picture.getvalue())
     write_json(folder / "metrics.json", report.to_json())
+
+
+def write_images(folder: Path, result: PairResult) -> None:
+    """One generated image and its true one as 8-bit files, `generated/ID.png` and `true/ID.png`.
+
+    Raises:
+        ValueError: the id of the pair cannot be the name of a file.
+    """
+    name = f"{check_id(result.id, 'save_images')}.png"
+    for part, image in (("generated", result.generated), ("true", result.eo)):
+        file = io.BytesIO()
+        PIL.Image.fromarray(to_pixels(image, part)).save(file, "PNG")
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        write_file(folder / part / name, file.getvalue())
 
 
 def image_table(report: Report) -> str:

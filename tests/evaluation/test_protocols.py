@@ -5,14 +5,17 @@ from html import unescape
 from typing import get_args
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler
+from skimage.metrics import peak_signal_noise_ratio
 
 from c_diffset.cli import main
 from c_diffset.data.pairs import load_pairs, read_pair
 from c_diffset.evaluation.evaluate import ProtocolName, Spacing, evaluate
 from c_diffset.evaluation.instruments import choose_instruments
+from c_diffset.evaluation.page.page import direction
 from c_diffset.evaluation.report import read_report
 from c_diffset.evaluation.sampling import choose_spacing, choose_steps, describe_times, sampled_at
 from c_diffset.evaluation.session import quality_table
@@ -42,6 +45,7 @@ def teacher(make_pipe, **options):
 
 
 def test_the_options_name_what_there_is():
+    assert direction("dists") == direction("lpips_vgg") == -1
     assert get_args(ProtocolName) == tuple(PROTOCOLS) and get_args(Spacing) == tuple(SPACINGS)
 
 
@@ -113,6 +117,19 @@ def test_leading_times_alone_change_the_images_and_no_convention(make_pipe, data
     assert own.mean["psnr"] != leading.mean["psnr"] and "protocol" not in quality_table(own)
     by_hand = [result.metrics["psnr"] for result in evaluate_pairs(pipe, map(read_pair, load_pairs(data, "test")), 2)]
     assert own.mean["psnr"] == np.mean(by_hand), "the default is what it was"
+
+
+def test_other_programs_can_measure_the_same_images(make_pipe, data, tmp_path):
+    options = dict(num_inference_steps=1, download=False, protocol="zoo", crop_size=16, save_images=True)
+    report = evaluate(teacher(make_pipe), data, output=tmp_path / "out", **options)
+    for row in report.images:
+        images = [
+            np.asarray(PIL.Image.open(tmp_path / "out" / part / f"{row.id}.png")) for part in ("generated", "true")
+        ]
+        assert images[0].shape == (16, 16, 3)
+        assert row.metrics["psnr"] == pytest.approx(peak_signal_noise_ratio(*images[::-1]), abs=1e-4)
+    with pytest.raises(ValueError, match="save_images is set, but no output is named"):
+        evaluate(teacher(make_pipe), data, **options)
 
 
 def test_reports_of_two_protocols_are_not_put_together(make_pipe, data, tmp_path, capsys):
