@@ -56,7 +56,8 @@ def info(
         dtype: Precision of the model. By default (auto), the one that `translate` takes here.
         revision: Revision of the model on the Hub.
         vae: Folder or Hub id of an autoencoder of the same latent space, or "taesd", that replaces the model's own.
-        units: Units of a scene's pixels: display, db, power or amplitude. They are detected where that is certain.
+        units: Units of a scene's pixels: display, db, power or amplitude, or reflectance of a scene that is upscaled.
+            They are detected where that is certain.
         bands: Polarisations (VV VH HH HV) or numbers of a scene's bands, in the model's order.
         crs: Coordinate system that scenes are warped to first, such as EPSG:32631.
         resolution: Pixel size after warping, in units of the coordinate system.

@@ -13,7 +13,7 @@ import torch
 from c_diffset.inference.canvas import scene_tiling
 from c_diffset.inference.enlarged import on_grid_of_model
 from c_diffset.inference.raster import SarRaster
-from c_diffset.inference.scene import Translator, size_of
+from c_diffset.inference.scene import Translator, scene_raster, size_of
 from c_diffset.inference.tiles import Box
 from c_diffset.sar.safe import is_safe
 
@@ -76,7 +76,7 @@ def forecast(path: Path, translator: Translator) -> Forecast:
         tiles = -(-height // stride) * -(-width // stride)
         return Forecast(path, (height, width), "power, after calibration by the product's own tables", tiles=tiles)
     try:
-        raster = SarRaster(path, translator.pipe.config.sar_transform, translator.options)
+        raster = scene_raster(path, translator.pipe, translator.options)
         return _describe(raster, translator)
     except (ValueError, OSError) as error:
         problem = " ".join(str(error).removeprefix(f"{path}: ").split())

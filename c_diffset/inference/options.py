@@ -12,7 +12,8 @@ class ReadOptions:
     """How a scene is read.
 
     Attributes:
-        units: Units of the pixels: "display", "db", "power" or "amplitude". They are detected where that is certain.
+        units: Units of the pixels: "display", "db", "power" or "amplitude", or "reflectance" of a scene that is
+            upscaled. They are detected where that is certain.
         bands: Polarisations, or numbers from 1, of the scene's bands in the model's order. They are chosen by the names
             that the model knows when none are given.
         despeckle: Whether speckle is filtered (refined Lee) before the model sees the scene.
@@ -52,10 +53,10 @@ class ReadOptions:
             ValueError: with the name and the value of the option.
         """
         from c_diffset.sar.gdal import find_crs
-        from c_diffset.sar.radiometry import UNITS
+        from c_diffset.sar.radiometry import REFLECTANCE, UNITS
 
-        if self.units is not None and self.units not in UNITS:
-            raise ValueError(f"units is {self.units!r}: expected one of {UNITS}")
+        if self.units is not None and self.units not in (*UNITS, REFLECTANCE):
+            raise ValueError(f"units is {self.units!r}: expected one of {(*UNITS, REFLECTANCE)}")
         if self.resolution is not None and not 0 < self.resolution < math.inf:
             raise ValueError(f"resolution is {self.resolution}: expected a pixel size above 0, in units of `crs`")
         if self.max_pixels < 1:

@@ -9,6 +9,7 @@ from rasterio import DatasetReader
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
+from c_diffset.data.eo import eo_to_tensor
 from c_diffset.inference.grid import check_size, find_part, place_of, warped
 from c_diffset.inference.options import ReadOptions
 from c_diffset.inference.source import fill_invalid, sample
@@ -17,6 +18,7 @@ from c_diffset.pipelines.pipeline_cdiffset import FULL_SCALE, LOWEST, count_band
 from c_diffset.sar.gdal import open_raster, reading
 from c_diffset.sar.radiometry import (
     DARKEST,
+    REFLECTANCE,
     UNITS,
     apply_scaling,
     convert_units,
@@ -27,6 +29,7 @@ from c_diffset.sar.radiometry import (
 )
 from c_diffset.sar.speckle import HALO, refined_lee
 
+SENTINEL_2 = {"B04": "red", "B03": "green", "B02": "blue"}  # and the harmonised Landsat of NASA
 COLOURS = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 FILL_MARGIN = 13  # pixels around a window that missing pixels are filled from before speckle is filtered
 
@@ -39,15 +42,26 @@ class SarRaster:
         sar_transform: of the model, see `sar_to_tensor`.
         options: how it is read; warping starts from its coordinate system, or from its ground control points.
         file: what is read in its place; errors speak of `path`.
+        eo_transform: of a model that upscales EO scenes: those that hold reflectance are brought to the display values
+            that it was trained on, where these came from reflectance, too.
 
     Raises:
         ValueError: units or bands are not certain, or do not fit the model; complex pixels; nothing to warp from.
         OSError: not a readable GeoTIFF.
     """
 
-    def __init__(self, path: Path, sar_transform: dict, options: ReadOptions | None = None, file: Path | None = None):
+    def __init__(
+        self,
+        path: Path,
+        sar_transform: dict,
+        options: ReadOptions | None = None,
+        file: Path | None = None,
+        eo_transform: dict | None = None,
+    ):
         options = options or ReadOptions()
         options.check()
+        colours = count_bands(sar_transform["channels"]) == 3
+        self.eo_transform = eo_transform if colours and (eo_transform or {}).get("units") == REFLECTANCE else None
         self.path, self.sar_transform, self.despeckle, self.units = path, sar_transform, options.despeckle, None
         self.units_are = ""  # given, declared (by the file), detected, or assumed (where no pixel is valid)
         with reading(self.path):
@@ -167,6 +181,9 @@ class SarRaster:
 
     def _to_model_units(self, values: np.ndarray) -> np.ndarray:
         wanted = self.sar_transform["units"]
+        if self.units == REFLECTANCE:
+            assert self.eo_transform is not None
+            return eo_to_tensor(values, self.eo_transform).numpy() * 0.5 + 0.5
         values = convert_units(values, self.units, wanted)
         return np.maximum(values, np.float32(DARKEST)) if wanted == "power" else values
 
@@ -181,6 +198,10 @@ class SarRaster:
             units, how = "db", "declared"
         if units in (None, "display") and self.dtype == np.uint8 and not self.scaled:
             return "display", how if units else "detected"
+        if self.eo_transform is not None and units in (None, REFLECTANCE) and self.dtype.kind in "ui":
+            return REFLECTANCE, how if units else "detected"
+        if units == REFLECTANCE:
+            return units, how
         values = sample(self._read, self.part)
         if units is None:
             units, how = self._detect_units(values)
@@ -204,13 +225,20 @@ class SarRaster:
     def _check_units(self) -> None:
         """Refuse display values for a model that reads backscatter, and the other way round."""
         wanted = self.sar_transform["units"]
-        if (self.units == "display") != (wanted == "display"):
+        if self.units == REFLECTANCE and self.eo_transform is None:
+            raise ValueError(
+                f"{self.path}: units is 'reflectance', which this model was not trained on: stretch the scene to 8 "
+                "bits, as the images that it upscales are"
+            )
+        picture = self.units in ("display", REFLECTANCE)
+        if picture != (wanted == "display"):
             raise ValueError(
                 f"{self.path}: pixels are {self.units}, but this model reads {wanted}: display values are not "
                 "calibrated, so neither follows from the other; use a model trained on such scenes"
             )
-        if self.units == "display" and self.despeckle:
-            raise ValueError(f"{self.path}: display values have no speckle statistics: leave the speckle filter out")
+        if picture and self.despeckle:
+            found = f"{self.units} values have no speckle statistics"
+            raise ValueError(f"{self.path}: {found}: leave the speckle filter out")
         if self.units == "display" and self.dtype.kind != "f" and self.dtype.name not in FULL_SCALE:
             raise ValueError(f"{self.path}: display values of type {self.dtype}: expected uint8, uint16 or float")
 
@@ -230,7 +258,7 @@ def choose_bands(
         ValueError: asked bands that the scene does not have, or no certain choice.
     """
     expected = count_bands(sar_transform["channels"])
-    names = [polarisation(text) or text for text in descriptions]
+    names = [polarisation(text) or SENTINEL_2.get((text or "").upper(), text) for text in descriptions]
     has = f"{path} has {count} band{'s' * (count > 1)} ({', '.join(map(str, names))})"
     wanted = asked or sar_transform.get("bands")
     if asked is not None and len(asked) != expected:

@@ -28,7 +28,7 @@ from c_diffset.inference.record import TAG, Found, as_asked, save_image, setting
 from c_diffset.inference.source import Source
 from c_diffset.inference.stac import describe_place, write_item
 from c_diffset.inference.team import Team
-from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
+from c_diffset.pipelines.pipeline_cdiffset import LOW_RESOLUTION, CDiffSETPipeline, count_bands
 from c_diffset.sar.gdal import gdal, open_raster, reading, sidecar
 from c_diffset.sar.radiometry import polarisation
 from c_diffset.sar.safe import calibrate_safe, is_safe
@@ -262,9 +262,19 @@ def open_scene(path: Path, pipe: CDiffSETPipeline, options: SceneOptions, folder
     if is_safe(path):
         options = replace(options, units="power", bands=None)
     file = folder / SCRATCH if (folder / SCRATCH).exists() else path
-    raster = SarRaster(path, pipe.config.sar_transform, options, file)
+    raster = scene_raster(path, pipe, options, file)
     raster.units_are = "calibrated" if is_safe(path) else raster.units_are
     return raster
+
+
+def scene_raster(path: Path, pipe: CDiffSETPipeline, options: ReadOptions, file: Path | None = None) -> SarRaster:
+    """A GeoTIFF as a model reads it; `file` is read in its place."""
+    transform = pipe.config.sar_transform
+    if pipe.config.upscale == 1:
+        return SarRaster(path, transform, options, file)
+    if count_bands(transform["channels"]) == 3:
+        transform = {"bands": LOW_RESOLUTION["bands"]} | transform
+    return SarRaster(path, transform, options, file, pipe.config.eo_transform)
 
 
 def write_outputs(canvas: SceneCanvas, raster: SarRaster, outputs: Outputs, folder: Path, settings: dict) -> None:

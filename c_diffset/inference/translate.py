@@ -62,7 +62,8 @@ def translate(
             newer GPUs and on CPUs with AMX.
         revision: Revision of the model on the Hub.
         vae: Folder or Hub id of an autoencoder of the same latent space, or "taesd", that replaces the model's own.
-        units: Units of a scene's pixels: display, db, power or amplitude. They are detected where that is certain.
+        units: Units of a scene's pixels: display, db, power or amplitude, or reflectance of a scene that is upscaled.
+            They are detected where that is certain.
         bands: Polarisations (VV VH HH HV) or numbers of a scene's bands, in the model's order.
         despeckle: Filter the speckle of a scene (refined Lee) before the model sees it.
         crs: Coordinate system that scenes are warped to first, such as EPSG:32631.

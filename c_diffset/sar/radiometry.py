@@ -20,6 +20,7 @@ from c_diffset.pipelines.pipeline_cdiffset import (
 )
 
 UNITS = ("display", "db", "power", "amplitude")
+REFLECTANCE = "reflectance"  # what EO scenes hold, beside display values
 POLARISATIONS = ("VV", "VH", "HH", "HV")
 DARKEST = 1e-10  # power that noise removal left at or below zero
 FILL_VALUES = 4  # numbers that stand for missing pixels in one raster, at most
@@ -61,15 +62,15 @@ def apply_scaling(values: np.ndarray, scales: tuple[float, ...], offsets: tuple[
 def measured(values: np.ndarray, units: str | None, nodata_declared: bool) -> np.ndarray:
     """Bool H x W: where values, bands x H x W in `units`, can be measurements in every band.
 
-    NaN, infinity and what lies below `LOWEST` cannot; nor can zero power. Pixels of 0 dB in all bands stand for
-    missing ones unless the file declares by itself what is missing.
+    NaN, infinity and what lies below `LOWEST` cannot; nor can zero power. Pixels of 0 dB or of no reflectance in all
+    bands stand for missing ones unless the file declares by itself what is missing.
     """
     valid = np.asarray(np.isfinite(values).all(axis=0))
     if units in LOWEST:
         valid = valid & (values > LOWEST[units]).all(axis=0)
     if units == "power":
         valid = valid & (values != 0).all(axis=0)
-    if units == "db" and not nodata_declared:
+    if units in ("db", REFLECTANCE) and not nodata_declared:
         valid = valid & (values != 0).any(axis=0)
     return valid
 

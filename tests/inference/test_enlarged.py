@@ -18,7 +18,7 @@ from c_diffset.inference.canvas import translate_windows
 from c_diffset.inference.enlarged import EnlargedSource
 from c_diffset.inference.options import ReadOptions
 from c_diffset.inference.raster import SarRaster
-from c_diffset.inference.scene import SceneOptions, translate_scene
+from c_diffset.inference.scene import SceneOptions, scene_raster, translate_scene
 from c_diffset.inference.source import ArraySource
 from c_diffset.inference.tiles import Box
 from c_diffset.noise import noise_generator
@@ -175,6 +175,31 @@ def test_bands_are_chosen_by_their_colours(pipe, tmp_path):
         SarRaster(nameless, RGB)
     chosen = SarRaster(nameless, RGB, ReadOptions(bands=["3", "2", "1"]))
     assert np.array_equal(chosen.read(Box(0, 0, 16, 16))[0], expected)
+
+
+def test_reflectance_is_brought_to_what_the_model_was_trained_on(make_pipe, pipe, tmp_path):
+    """16 bits, in the bands of Sentinel-2 and in their order; what is 0 in all of them holds no data."""
+    reflectance = {"units": "reflectance", "range": [1000.0, 4000.0], "gamma": 2.0}
+    model = make_pipe("tiny", upscale=4, eo_transform=reflectance)
+    assert model.config.sar_transform == RGB
+    values = np.random.default_rng(0).integers(0, 6000, (3, 16, 16)).astype(np.uint16)
+    values[:, :2] = 0
+    scene = write_raster(tmp_path / "scene.tif", values[::-1], ("B02", "B03", "B04"), **UTM)
+    raster = scene_raster(scene, model, ReadOptions())
+    sar, valid = raster.read(Box(0, 0, 16, 16))
+    assert (raster.units, raster.units_are, raster.band_names) == ("reflectance", "detected", ("B04", "B03", "B02"))
+    assert valid[2:].all() and not valid[:2].any()
+    expected = ((values[:, 2:] - 1000.0) / 3000).clip(0, 1) ** 0.5 * 2 - 1
+    np.testing.assert_allclose(sar[:, 2:], expected, rtol=0, atol=1e-6)
+    outputs = translate_scene(scene, model, tmp_path / "out", SceneOptions(**SMALL))
+    with rasterio.open(outputs.eo) as raster:
+        assert raster.shape == (64, 64) and raster.tags()["INPUT_UNITS"] == "reflectance"
+        assert np.array_equal(raster.dataset_mask() > 0, valid.repeat(4, 0).repeat(4, 1))
+    for other in (pipe, make_pipe("tiny", sar_transform=RGB, eo_transform=reflectance)):  # 8 bits; no super-resolution
+        with pytest.raises(ValueError, match="units is 'reflectance', which this model was not trained on: stretch"):
+            scene_raster(scene, other, ReadOptions(units="reflectance"))
+    with pytest.raises(ValueError, match="reflectance values have no speckle statistics"):
+        scene_raster(scene, model, ReadOptions(despeckle=True))
 
 
 def test_images_of_every_size_by_the_command(pipe, tmp_path, capsys):
