@@ -15,7 +15,8 @@ PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 MOST_BYTES = 2**34  # of a file of weights: the largest that is published has a fifth of it
 MOST_PICKLED = 2**24  # bytes of what a .pt file says of its tensors
 MOST_TENSORS = 10_000
-WRAPPERS = ("state_dict", "model", "ema", "unet", "module")  # what some programs put around their weights
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+WRAPPERS = ("ema", "state_dict", "model", "unet", "module")  # what some programs put around their weights
 PREFIXES = ("module.", "_orig_mod.", "unet.", "model.")  # and before each name
 
 Shapes = Mapping[str, list[int]]
@@ -62,9 +63,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} is no file of weights: expected *.safetensors or {', '.join('*' + p for p in PICKLES)}"
         )
+    check_plain(found, path)
     if len(found) > MOST_TENSORS or sum(tensor.nbytes for tensor in found.values()) > path.stat().st_size:
         raise ValueError(f"{path} names more than it holds: expected at most {MOST_TENSORS} tensors, each stored once")
-    return {name: check_tensor(tensor, name, path) for name, tensor in without_prefix(found).items()}
+    return {name: check_finite(tensor, name, path) for name, tensor in without_prefix(found).items()}
 
 
 def read_pickle(path: Path) -> object:
@@ -98,10 +100,16 @@ def unwrap(found: object, path: Path) -> dict[str, Tensor]:
         found = inner[0] if inner else found
     if not isinstance(found, dict) or not found:
         raise ValueError(f"{path} holds {type(found).__name__}: expected a state dict, tensors by their names")
-    for name, value in found.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ValueError(f"{path}: {name!r:.80} is a {type(value).__name__}: expected tensors by their names alone")
     return found
+
+
+def check_plain(found: Mapping[object, object], path: Path) -> None:
+    """Refuse, by ValueError, anything but arrays of floating point by their names: a forged file can hold all sorts."""
+    for name, value in found.items():
+        plain = isinstance(value, Tensor) and value.dtype in FLOATS and value.layout is torch.strided
+        if not isinstance(name, str) or not isinstance(value, Tensor) or not plain or value.device.type != "cpu":
+            kind = f"{value.device} {value.layout} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{path}: {name!r:.80} is of type {kind}: expected tensors of floating point alone")
 
 
 def without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -112,10 +120,8 @@ def without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def check_tensor(tensor: Tensor, name: str, path: Path) -> Tensor:
-    """The tensor in float32; ValueError where it holds anything but finite numbers."""
-    if not tensor.is_floating_point() or tensor.layout is not torch.strided:
-        raise ValueError(f"{path}: {name!r:.80} is of type {tensor.dtype}: expected floating point")
+def check_finite(tensor: Tensor, name: str, path: Path) -> Tensor:
+    """The tensor in float32; ValueError where it holds NaN or infinite values."""
     if not torch.isfinite(tensor).all():
         raise ValueError(f"{path}: {name!r:.80} holds NaN or infinite values")
     return tensor.float()

@@ -1,5 +1,6 @@
 """Conditional diffusion in pixel space as published: the recipe, and what follows from 2000 times and DDPM."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -57,6 +58,14 @@ def test_the_recipe_is_the_published_model(published):
         "constant",
         0,
     )
+
+
+def test_the_command_that_adds_a_confidence_is_one():
+    """The recipe names it in its comment."""
+    text = (ROOT / "train_configs/pixel.yaml").read_text()
+    command = re.search(r"#   c-diffset finetune (.*?[^\\])\n", text, re.DOTALL)[1]
+    config = parse_config(FinetuneConfig, "", command.replace("\\\n#", "").split())
+    assert (config.stage, config.model.base, config.model.unet) == ("confidence", "runs/pixel/pipeline", None)
 
 
 def test_confidence_is_read_half_way_down(trained):
