@@ -113,9 +113,8 @@ def test_an_adversarial_consistency_student(tmp_path):
     with torch.no_grad():
         expected = original(torch.cat([noisy, sar], dim=1), 999).sample
         assert_same(pipe.unet(torch.cat([sar, noisy], dim=1), 999).sample, expected)
-    for steps in (8, 20):
-        expected = consistency(original, sar, steps, generator())
-        assert_same(pipe(display(16), steps, generator(), output_type="latent").images, expected)
+    expected = consistency(original, sar, 20, generator())
+    assert_same(pipe(display(16), 20, generator(), output_type="latent").images, expected)
 
 
 @pytest.fixture(scope="module")
