@@ -14,13 +14,14 @@ from c_diffset.evaluation.calibration import calibrated_on
 from c_diffset.evaluation.report import Report, by_reason
 from c_diffset.files import public_name
 from c_diffset.hub.markdown import code, fence, plain, text
-from c_diffset.hub.mlm import FINITE, UNITS, band_names, channel_names, channel_ranges
+from c_diffset.hub.mlm import FINITE, UNITS, band_names, channel_names, channel_ranges, what_it_does
 from c_diffset.hub.run import Run
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, describe_eo_transform
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 AUTOENCODER_TEMPLATE = Path(__file__).with_name("autoencoder_card.md.j2")
 TAGS = ["sar", "eo", "remote-sensing", "earth-observation", "image-to-image", "diffusion", "c_diffset"]
+UPSCALED_TAGS = ["super-resolution", *TAGS[1:]]
 LARGEST_CARD = 2**20  # characters
 
 
@@ -76,7 +77,8 @@ def model_card(facts: Facts) -> str:
         bands=band_names(transform),
         channels=list(dict.fromkeys(zip(channel_names(transform), channel_ranges(transform), strict=True))),
         eo_values=describe_eo_transform(facts.pipe.config.eo_transform),
-        reads_picture=transform["units"] == "display" and len(band_names(transform)) == 1,
+        upscale=facts.pipe.config.upscale,
+        picture=picture_of(facts.pipe),
         calibration=facts.pipe.config.calibration,
         calibrated_data=public_name(str((facts.pipe.config.calibration or {}).get("data", "unknown data"))),
         columns=quality_columns(report),
@@ -86,6 +88,15 @@ def model_card(facts: Facts) -> str:
     if len(str(card)) > LARGEST_CARD:
         raise ValueError(f"the card of {facts.repo} would have {len(str(card))} signs: expected at most {LARGEST_CARD}")
     return str(card)
+
+
+def picture_of(pipe: CDiffSETPipeline) -> str | None:
+    """What an image file for the model is called in examples; None where it reads no such file."""
+    upscaled = pipe.config.upscale > 1
+    bands = len(band_names(pipe.config.sar_transform))
+    if pipe.config.sar_transform["units"] != "display" or bands != (3 if upscaled else 1):
+        return None
+    return "low_resolution.png" if upscaled else "sar.png"
 
 
 def autoencoder_card(repo: str) -> str:
@@ -101,14 +112,14 @@ def card_data(facts: Facts) -> ModelCardData:
         library_name="diffusers",
         pipeline_tag="image-to-image",
         base_model=facts.base_model,
-        tags=TAGS,
+        tags=TAGS if facts.pipe.config.upscale == 1 else UPSCALED_TAGS,
         datasets=facts.datasets or None,
         model_name=facts.name,
-        eval_results=eval_results(facts.report) or None,
+        eval_results=eval_results(facts.report, what_it_does(facts.pipe)) or None,
     )
 
 
-def eval_results(report: Report | None) -> list[EvalResult]:
+def eval_results(report: Report | None, task: str = "SAR to EO image translation") -> list[EvalResult]:
     """The mean metrics of a report, each with the protocol it was measured by."""
     if report is None:
         return []
@@ -121,7 +132,7 @@ def eval_results(report: Report | None) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="image-to-image",
-            task_name="SAR to EO image translation",
+            task_name=task,
             dataset_type=plain(report.data) if report.data_on_hub else "custom",
             dataset_name=plain(report.data_name),
             dataset_split=plain(report.split),

@@ -35,6 +35,12 @@ def band_names(transform: dict) -> list[str]:
     return [plain(name) for name in named]
 
 
+def what_it_does(pipe: CDiffSETPipeline) -> str:
+    """What a model does, as the name of a task."""
+    upscale = pipe.config.upscale
+    return "SAR to EO image translation" if upscale == 1 else f"Super-resolution of EO images (x{upscale})"
+
+
 def channel_bands(transform: dict) -> list[list[int]]:
     """For each channel of the model the band that it reads, or the two bands of which it is the difference."""
     return [[int(band) for band in str(channel).split("-")] for channel in transform["channels"]]
@@ -79,19 +85,20 @@ def mlm_item(
         "start_datetime": "1900-01-01T00:00:00Z",
         "end_datetime": "9999-12-31T23:59:59Z",
         "title": repo,
-        "description": "SAR to EO image translation by conditional diffusion. The EO images are synthetic.",
+        "description": f"{what_it_does(pipe)} by conditional diffusion. The EO images are synthetic.",
         "license": "other" if license == "unknown" else license,
         "bands": bands,
         "mlm:name": re.sub(r"[^A-Za-z0-9]+$", "", f"c_diffset {repo.split('/')[1]}"),
         "mlm:architecture": "Latent diffusion" if pipe.vae is not None else "Diffusion in pixel space",
         "mlm:tasks": predicts,
+        **({"c_diffset:upscale": pipe.config.upscale} if pipe.config.upscale > 1 else {}),
         "mlm:framework": "PyTorch",
         "mlm:framework_version": re.match(r"\d+\.\d+\.\d+", torch.__version__)[0],
         "mlm:total_parameters": parameters,
         **({"mlm:pretrained": not from_scratch, "mlm:pretrained_source": origin} if origin or from_scratch else {}),
         "mlm:accelerator": "cuda",
         "mlm:accelerator_constrained": False,
-        "mlm:input": [_input(transform)],
+        "mlm:input": [_input(pipe)],
         "mlm:output": _outputs(pipe),
         "c_diffset:eo_transform": pipe.config.eo_transform,
         "mlm:hyperparameters": {
@@ -117,8 +124,10 @@ def _models(pipe: CDiffSETPipeline) -> dict[str, torch.nn.Module]:
     return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
 
 
-def _input(transform: dict) -> dict:
+def _input(pipe: CDiffSETPipeline) -> dict:
     """The channels that the model reads, as bands or the difference of two, and how they are scaled."""
+    transform, upscale = pipe.config.sar_transform, pipe.config.upscale
+    enlarged = "" if upscale == 1 else f" Then it is enlarged {upscale} times, bicubic; outputs are on this finer grid."
     bands: list[dict] = [{"name": name} for name in channel_names(transform)]
     for band, read in zip(bands, channel_bands(transform), strict=True):
         if len(read) == 2:  # by number: a name might be anything, and an expression is code
@@ -128,7 +137,7 @@ def _input(transform: dict) -> dict:
     before = TO_DB.get(transform["units"])
     return {
         "name": "sar",
-        "description": f"{UNITS[transform['units']].capitalize()}. {SCALING} {FINITE}",
+        "description": f"{UNITS[transform['units']].capitalize()}. {SCALING} {FINITE}{enlarged}",
         "bands": bands,
         "input": {
             "shape": [-1, len(bands), -1, -1],
