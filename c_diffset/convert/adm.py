@@ -10,7 +10,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from c_diffset.convert.weights import Shapes
+from c_diffset.convert.weights import Shapes, count_blocks, first_size, has
 from c_diffset.models.shape import SmallUNetConfig
 from c_diffset.models.unet import unet_config
 
@@ -58,27 +58,6 @@ def read_shape(found: Shapes, channels_per_head: int) -> SmallUNetConfig:
         scale_shift_norm=first_size(found, f"{firsts[0]}.0.emb_layers.1.") == 2 * channels[0],
         resblock_updown=any(re.match(r"output_blocks\.\d+\.[12]\.in_layers\.", name) for name in found),
     )
-
-
-def count_blocks(found: Shapes, kind: str) -> int:
-    """The number of blocks, by the highest number in a name."""
-    numbers = [int(match[1]) for name in found if (match := re.match(rf"{kind}\.(\d{{1,4}})\.", name))]
-    return max(numbers, default=-1) + 1
-
-
-def has(found: Shapes, prefix: str) -> bool:
-    """Whether the name of any tensor begins so."""
-    return any(name.startswith(prefix) for name in found)
-
-
-def first_size(found: Shapes, prefix: str) -> int:
-    """The first side of the first tensor of this prefix; ValueError without one."""
-    sizes = [shape[0] for name, shape in found.items() if name.startswith(prefix) and shape]
-    if not sizes:
-        raise ValueError(
-            f"lacks {prefix}* and holds {next(iter(found))!r:.100}: weights of another kind, or only a part"
-        )
-    return sizes[0]
 
 
 def empty_unet(found: Shapes, channels_per_head: int, sample_size: int) -> UNet2DModel:

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler, UNet2DConditio
 from torch import Tensor
 
 from c_diffset.convert import adm
-from c_diffset.convert.weights import Shapes, check_names, read_weights, shapes_of
+from c_diffset.convert.weights import Shapes, check_names, count_blocks, first_size, has, read_weights, shapes_of
 from c_diffset.files import is_hub_id
 from c_diffset.loading import load_autoencoder, load_prompt
 from c_diffset.models.shape import SmallUNetConfig
@@ -114,12 +114,12 @@ def empty_student(found: Shapes, path: Path, published: Published) -> UNet2DMode
     if settings.is_file():
         config = {key: value for key, value in read_settings(settings).items() if not key.startswith("_")}
     else:
-        levels = range(min(64, max(1, adm.count_blocks(found, "down_blocks"))))
+        levels = range(min(64, max(1, count_blocks(found, "down_blocks"))))
         layers = {match[1] for name in found if (match := re.match(r"down_blocks\.0\.resnets\.(\d{1,2})\.", name))}
         shape = SmallUNetConfig(
-            block_out_channels=[adm.first_size(found, f"down_blocks.{level}.resnets.0.conv2.") for level in levels],
+            block_out_channels=[first_size(found, f"down_blocks.{level}.resnets.0.conv2.") for level in levels],
             layers_per_block=len(layers),
-            attention_levels=[level for level in levels if adm.has(found, f"down_blocks.{level}.attentions.")],
+            attention_levels=[level for level in levels if has(found, f"down_blocks.{level}.attentions.")],
             channels_per_head=published.channels_per_head or 8,
             norm_groups=32,
         )

@@ -1,5 +1,6 @@
 """Weights in files that somebody else has written, read without running what is in them, and compared by name."""
 
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -127,9 +128,33 @@ def check_finite(tensor: Tensor, name: str, path: Path) -> Tensor:
     return tensor.float()
 
 
+# ------------------------------------------------------------------------------------------------ names and shapes
+
+
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
     """The shape of each tensor."""
     return {name: list(tensor.shape) for name, tensor in tensors.items()}
+
+
+def count_blocks(found: Shapes, kind: str) -> int:
+    """The number of blocks, by the highest number in a name."""
+    numbers = [int(match[1]) for name in found if (match := re.match(rf"{kind}\.(\d{{1,4}})\.", name))]
+    return max(numbers, default=-1) + 1
+
+
+def has(found: Shapes, prefix: str) -> bool:
+    """Whether the name of any tensor begins so."""
+    return any(name.startswith(prefix) for name in found)
+
+
+def first_size(found: Shapes, prefix: str) -> int:
+    """The first side of the first tensor of this prefix; ValueError without one."""
+    sizes = [shape[0] for name, shape in found.items() if name.startswith(prefix) and shape]
+    if not sizes:
+        raise ValueError(
+            f"lacks {prefix}* and holds {next(iter(found))!r:.100}: weights of another kind, or only a part"
+        )
+    return sizes[0]
 
 
 def check_names(found: Shapes, expected: Shapes, path: Path, what: str) -> None:

@@ -14,6 +14,7 @@ from c_diffset.cli import main
 from c_diffset.convert.adm import empty_unet, original_shapes
 from c_diffset.convert.convert import convert
 from c_diffset.convert.weights import check_names, shapes_of
+from tests.conftest import tiny_vae
 from tests.convert.originals import Adm, AdmUNet, shaken
 from tests.hostile import bounded, outcome
 
@@ -161,6 +162,19 @@ def test_a_folder_names_its_weights(weights, tmp_path):
     for name in ("ema_0.9999_050000.pt", "model050000.pt"):
         torch.save(weights, folder / name)
     assert "2 files of weights" in refusal(folder)
+
+
+@pytest.mark.parametrize("kind", ["acd", "c-diffset"])
+def test_a_config_that_makes_no_sense(kind, tmp_path):
+    folder, base = tmp_path / "cell", tmp_path / "base"
+    folder.mkdir()
+    save_file({"conv_in.weight": torch.zeros(32, 4, 3, 3)}, folder / "model.safetensors")
+    tiny_vae().save_pretrained(base / "vae")
+    for settings in ("{", "[]", '{"block_out_channels": [1e12]}', '{"layers_per_block": 1000000}', '{"act_fn": []}'):
+        (folder / "config.json").write_text(settings)
+        assert "config.json" in refusal(folder, kind, base=str(base))
+    (folder / "config.json").write_text("{}")
+    assert "lacks" in refusal(folder, kind, base=str(base))
 
 
 def test_half_precision_and_wrappers_are_read(weights, tmp_path):
