@@ -56,6 +56,19 @@ def _takes_times_of(pipe: CDiffSETPipeline, protocol: Protocol) -> bool:
     return isinstance(pipe.scheduler, DDIMScheduler) and enough and not few
 
 
+def departures(pipe: CDiffSETPipeline, steps: int, spacing: str | None, protocol: Protocol) -> list[str]:
+    """How these samples are not made as the protocol has it, in sentences; nothing for this package's own."""
+    found = []
+    if _takes_times_of(pipe, protocol):
+        found += [f"{steps} steps instead of {protocol.steps}"] if protocol.steps not in (None, steps) else []
+        found += (
+            [f"{spacing} times instead of {protocol.spacing} ones"] if protocol.spacing not in (None, spacing) else []
+        )
+    if protocol.source and pipe.dtype != torch.float32:
+        found.append(f"{str(pipe.dtype).removeprefix('torch.')} instead of float32")
+    return [f"Departs from the protocol: {', '.join(found)}."] if found else []
+
+
 @contextmanager
 def sampled_at(pipe: CDiffSETPipeline, spacing: str | None) -> Iterator[None]:
     """Within the block, the pipeline samples at the times of this spacing; None leaves them."""

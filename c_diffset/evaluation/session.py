@@ -19,7 +19,7 @@ from c_diffset.evaluation.instruments import Features
 from c_diffset.evaluation.page.pictures import Gallery
 from c_diffset.evaluation.reliability import PixelSample
 from c_diffset.evaluation.report import ImageMetrics, LeftOut, Report, by_reason
-from c_diffset.evaluation.sampling import choose_spacing, choose_steps, describe_sampling, sampled_at
+from c_diffset.evaluation.sampling import choose_spacing, choose_steps, departures, describe_sampling, sampled_at
 from c_diffset.evaluation.split import SplitPairs
 from c_diffset.files import check_id, check_writable, write_file, write_json
 from c_diffset.measurement.conventions import convention
@@ -125,7 +125,7 @@ class Session:
             **self.pairs.describe(),
             **describe_sampling(pipe, steps),
             protocol=protocol.name,
-            protocol_source=list(protocol.source),
+            protocol_source=[*protocol.source, *self._departures(pipe, steps)],
             generated_images=f"{'' if protocol.rounded else 'not '}rounded to 8 bits before they are measured",
             calibration=self._calibrated_on(pipe, steps),
             mean=means,
@@ -137,6 +137,11 @@ class Session:
             images=images,
         )
         return report, make_grid(pictures)
+
+    def _departures(self, pipe: CDiffSETPipeline, steps: int) -> list[str]:
+        """How the samples are not made as the protocol has it."""
+        protocol = self.instruments.protocol
+        return departures(pipe, steps, choose_spacing(pipe, self.timestep_spacing, protocol), protocol)
 
     def _calibrated_on(self, pipe: CDiffSETPipeline, steps: int) -> str | None:
         """What the expected error was fitted on, and whether the samples were of other times then."""

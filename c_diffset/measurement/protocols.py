@@ -81,8 +81,8 @@ ZOO = Protocol(
         "The evaluators of the model zoos of ReFlowSET (arXiv 2609.00968) and GeoSET (arXiv 2609.37496).",
         "Images are compared as 8-bit files, x * 0.5 + 0.5 of the model's values, and are never resized.",
         "Crops are the centre of each image (SAR2Opt: 512 pixels of 600; QXS-SAROPT is whole, at 256).",
-        "Samples of C-DiffSET have 50 DDIM steps at leading times with offset 1, in float32; a distilled model or "
-        "another sampler has its own times.",
+        "The samples of C-DiffSET there have 50 DDIM steps at leading times with offset 1, in float32; a distilled "
+        "model or another sampler has its own times.",
         "Not the same: the zoos' images of C-DiffSET are cut off to 8 bits instead of rounded, half a level darker, "
         "and those of ReFlowSET all begin with one noise.",
     ),
@@ -114,8 +114,8 @@ C_DIFFSET = Protocol(
         "Images of values in [-1, 1] are compared as x + 0.5, clipped to [0, 1]: with twice the contrast, and without "
         "what is darker than a quarter or brighter than three quarters. No other protocol gives such figures.",
         "Images are not rounded before they are compared, and crops are the centre of each image.",
-        "Samples have 50 DDIM steps at leading times with offset 1, in float32; a distilled model or another sampler "
-        "has its own times.",
+        "The samples there have 50 DDIM steps at leading times with offset 1, in float32; a distilled model or another "
+        "sampler has its own times.",
         "Not known: of which images the published FID is. Here they are as the paper's test.py writes them, "
         "x * 0.5 + 0.5 as 8-bit files.",
     ),

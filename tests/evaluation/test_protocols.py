@@ -17,7 +17,7 @@ from c_diffset.evaluation.evaluate import ProtocolName, Spacing, evaluate
 from c_diffset.evaluation.instruments import choose_instruments
 from c_diffset.evaluation.page.page import direction
 from c_diffset.evaluation.report import read_report
-from c_diffset.evaluation.sampling import choose_spacing, choose_steps, describe_times, sampled_at
+from c_diffset.evaluation.sampling import choose_spacing, choose_steps, departures, describe_times, sampled_at
 from c_diffset.evaluation.session import quality_table
 from c_diffset.measurement.measure import evaluate_pairs
 from c_diffset.measurement.protocols import C_DIFFSET, OWN, PROTOCOLS, SPACINGS, ZOO
@@ -80,6 +80,17 @@ def test_distilled_models_and_other_samplers_keep_their_times(make_pipe):
         choose_spacing(student, "leading", ZOO)
 
 
+def test_what_departs_from_a_protocol_is_named(make_pipe):
+    pipe = teacher(make_pipe)
+    assert departures(pipe, 50, "leading", ZOO) == departures(pipe, 3, "linspace", OWN) == []
+    pipe.to(torch.bfloat16)
+    (sentence,) = departures(pipe, 20, "trailing", C_DIFFSET)
+    said = "20 steps instead of 50, trailing times instead of leading ones, bfloat16 instead of float32"
+    assert sentence == f"Departs from the protocol: {said}."
+    student = teacher(make_pipe, default_num_inference_steps=1)
+    assert departures(student, 1, None, ZOO) == []
+
+
 def test_an_evaluation_by_the_zoos_protocol_says_all_that_it_does(make_pipe, data, tmp_path, capsys):
     pipe = teacher(make_pipe)
     options = dict(output=tmp_path / "zoo", crop_size=16, num_inference_steps=4, download=False)
@@ -96,6 +107,7 @@ def test_an_evaluation_by_the_zoos_protocol_says_all_that_it_does(make_pipe, dat
     for text in (*report.protocol_source, *report.conventions.values(), report.timesteps):
         assert text in page and text in printed and text in json.dumps(metrics)
     assert report.generated_images == "rounded to 8 bits before they are measured"
+    assert report.protocol_source[-1] == "Departs from the protocol: 4 steps instead of 50."
 
 
 def test_the_papers_own_protocol_changes_the_metrics_and_not_the_images(make_pipe, data):
