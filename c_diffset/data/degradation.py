@@ -21,6 +21,7 @@ from scipy.special import j1
 
 from c_diffset.data.eo import eo_to_tensor
 from c_diffset.data.pairs import Pair
+from c_diffset.pipelines.pipeline_cdiffset import check_eo_transform
 
 Name = Literal["real_esrgan", "bicubic"]
 MOST_UPSCALE = 16
@@ -78,7 +79,10 @@ class Degradation:
     seed: int = 0
 
     def __call__(self, pair: Pair, number: int) -> Pair:
-        """The pair with a degraded image in place of `sar`, uint8; cut to sides that are multiples of `upscale`."""
+        """The pair with a degraded image in place of `sar`, cut to sides that are multiples of `upscale`.
+
+        Its values are those that 16-bit files have, and otherwise 8-bit levels (see `input_transform`).
+        """
         height, width = (side - side % self.upscale for side in pair.eo.shape[:2])
         pair = Pair(pair.eo, pair.eo, pair.mask, pair.id, pair.discrepancy).part(slice(0, height), slice(0, width))
         try:
@@ -86,7 +90,34 @@ class Degradation:
         except ValueError as error:
             raise ValueError(f"pair {pair.id}: {error}") from None
         levels = np.moveaxis(_to_8_bits(image.numpy() * 0.5 + 0.5), 0, -1)
-        return replace(pair, sar=degrade(np.ascontiguousarray(levels), self.name, self.upscale, self.seed, number))
+        small = degrade(np.ascontiguousarray(levels), self.name, self.upscale, self.seed, number)
+        return replace(pair, sar=self._stored(small) if pair.eo.dtype == np.uint16 else small)
+
+    def _stored(self, levels: np.ndarray) -> np.ndarray:
+        """8-bit levels H x W x 3, as a model sees them, to what 16-bit files store."""
+        low, high = _stored_range(check_eo_transform(self.eo_transform))
+        share = (levels / 255) ** check_eo_transform(self.eo_transform)["gamma"]
+        return (low + share * (high - low)).round().clip(0, 65535).astype(np.uint16)
+
+
+def input_transform(eo: np.ndarray, eo_transform: dict) -> dict:
+    """The `sar_transform` by which a model reads low-resolution images like this EO image, in its colours.
+
+    The values of 16-bit files are read as they are, so that such images and scenes can be upscaled; 8-bit levels are
+    those that a model sees.
+    """
+    display = {"units": "display", "range": [0.0, 1.0], "channels": [0, 1, 2]}
+    if eo.dtype != np.uint16:
+        return display
+    low, high = (np.round(end / 65535, 9).tolist() for end in _stored_range(check_eo_transform(eo_transform)))
+    return display | {"range": [list(ends) for ends in zip(low, high, strict=True)]}
+
+
+def _stored_range(eo_transform: dict) -> tuple[np.ndarray, np.ndarray]:
+    """What black and white are in 16-bit files, each of 3 channels."""
+    low, high = np.broadcast_to(np.asarray(eo_transform["range"], dtype=float), (3, 2)).T
+    full = 65535 if eo_transform["units"] == "display" else 1
+    return low * full, high * full
 
 
 def degrade(image: np.ndarray, name: Name, upscale: int, seed: int, number: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Fixed pairs for super-resolution, made of EO images: what models are compared on.
 
-`degrade` writes `OUT/SPLIT/metadata.jsonl` beside `sar/`, the images of low resolution as 8-bit PNG, `eo/`, and `mask/`
+`degrade` writes `OUT/SPLIT/metadata.jsonl` beside `sar/`, the images of low resolution, `eo/`, and `mask/`
 where pixels are not valid. Image number n of a split gets degradation n of the seed.
 """
 
@@ -109,7 +109,7 @@ def _crops(rows, crop_size: int | None, summary: DegradedPairs) -> Iterator[tupl
 
 def _write(pair: Pair, row: Row, folder: Path) -> Row:
     """Write the images of a pair; returns its line of the table."""
-    contents = {"sar": png(pair.sar), "eo": _lossless(pair.eo)}
+    contents = {"sar": _lossless(pair.sar), "eo": _lossless(pair.eo)}
     if pair.mask is not None and not pair.mask.all():
         contents["mask"] = png(pair.mask)
     line: Row = {}
@@ -120,5 +120,5 @@ def _write(pair: Pair, row: Row, folder: Path) -> Row:
     return line | {"id": pair.id} | {key: row[key] for key in KEPT if row.get(key) is not None}
 
 
-def _lossless(eo: np.ndarray) -> tuple[bytes, str]:
-    return png(np.ascontiguousarray(eo)) if eo.dtype == np.uint8 else tiff(eo, ("red", "green", "blue"), {})
+def _lossless(image: np.ndarray) -> tuple[bytes, str]:
+    return png(np.ascontiguousarray(image)) if image.dtype == np.uint8 else tiff(image, ("red", "green", "blue"), {})

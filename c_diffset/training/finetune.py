@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 
+from c_diffset.data.degradation import input_transform
 from c_diffset.data.eo import check_eo_values, declared_eo_transform, some_pairs
 from c_diffset.data.sar_values import check_sar_values
 from c_diffset.loading import load_autoencoder, load_prompt, no_loading_bar
@@ -13,6 +14,7 @@ from c_diffset.models.unet import add_variance_channel, small_unet, widen
 from c_diffset.objectives.denoising import add_noise, c_diff_loss, denoising_loss, min_snr_weight, prediction_target
 from c_diffset.objectives.resshift import resshift_betas
 from c_diffset.pipelines.pipeline_cdiffset import (
+    EO_DISPLAY,
     LOW_RESOLUTION,
     SAR_DISPLAY,
     CDiffSETPipeline,
@@ -154,6 +156,9 @@ def finetune(config: FinetuneConfig) -> Path:
     pairs, source = training_pairs(config), config.data.source
     if config.model.eo_transform is None:
         config.model.eo_transform = declared_eo_transform(pairs, source)  # a setting of the run from here on
+    if eo_alone(config) and config.model.sar_transform is None:
+        values = config.model.eo_transform or EO_DISPLAY
+        config.model.sar_transform = input_transform(next(some_pairs(pairs, 1)).eo, values)
     pipe = build_pipeline(config.model)
     check_eo_values(some_pairs(pairs), pipe.config.eo_transform, source)
     if not eo_alone(config):

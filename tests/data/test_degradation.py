@@ -10,7 +10,8 @@ import pytest
 from scipy.ndimage import gaussian_filter, shift
 
 from c_diffset.data import degradation
-from c_diffset.data.degradation import Degradation, bell_kernel, degrade, sinc_kernel
+from c_diffset.data.batches import pair_to_tensors
+from c_diffset.data.degradation import Degradation, bell_kernel, degrade, input_transform, sinc_kernel
 from c_diffset.data.pairs import Pair
 from c_diffset.pipelines.pipeline_cdiffset import EO_DISPLAY
 
@@ -109,8 +110,10 @@ def test_a_pair_keeps_its_eo_image_and_mask_and_gets_a_small_one():
     reflectance = {"units": "reflectance", "range": [0, 2550]}
     for transform, expected in ((reflectance, eo / 10), ({"units": "reflectance", "range": [0, 5100]}, eo / 20)):
         pair = Degradation("bicubic", 4, transform)(Pair(eo, eo, mask, "x"), 3)
-        assert pair.upscale == 4 and pair.sar.dtype == np.uint8 and pair.sar.shape == (16, 24, 3)
+        assert pair.upscale == 4 and pair.sar.dtype == np.uint16 and pair.sar.shape == (16, 24, 3)
         assert np.array_equal(pair.eo, eo[:64, :96]) and np.array_equal(pair.mask, mask[:64, :96])
-        assert abs(pair.sar.mean() - expected[:64, :96].mean()) < 1
+        tensors = pair_to_tensors(pair, input_transform(eo, transform), transform, 4)
+        assert abs(pair.sar.mean() - eo[:64, :96].mean()) < 10
+        assert abs((tensors["sar"].mean() + 1) * 127.5 - expected[:64, :96].mean()) < 1
     with pytest.raises(ValueError, match="pair x: the EO image holds floats"):
         Degradation("bicubic", 4, EO_DISPLAY)(Pair(eo, eo.astype(np.float32), None, "x"), 0)

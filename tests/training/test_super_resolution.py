@@ -17,7 +17,7 @@ from c_diffset.training.distill_config import DistillConfig, TimeAwareConfig
 from c_diffset.training.finetune import Finetune, build_pipeline, finetune
 from c_diffset.training.loop import make_accelerator
 from tests.conftest import tiny_taesd
-from tests.helpers import losses, short_run
+from tests.helpers import losses, short_run, write_reflectance
 
 DISPLAY = {"units": "display", "range": [0.0, 1.0], "channels": [0, 1, 2]}
 
@@ -143,3 +143,13 @@ def test_pairs_of_another_factor_are_refused(tmp_path):
     with pytest.raises(ValueError, match="are 1 times those of the other one, but the model's upscale is 2"):
         finetune(settings(tmp_path, tmp_path / "run", {"sar_transform": None}, {"degradation": None}))
     assert read_pair(load_pairs(tmp_path)[0]).upscale == 1
+
+
+def test_reflectance_of_16_bits_is_read_as_it_is_stored(tmp_path):
+    """Without a `sar_transform`, the input has the range of the EO images, and so has a scene of the archive."""
+    write_reflectance(tmp_path / "images", 3, eo_units="reflectance", eo_range=[0, 3000])
+    finetune(settings(tmp_path / "images", tmp_path / "run", {"sar_transform": None, "residual": True}))
+    pipe = CDiffSETPipeline.from_pretrained(tmp_path / "run/pipeline")
+    eo = read_pair(load_pairs(tmp_path / "images")[0]).eo
+    expected = torch.from_numpy(eo.astype(np.float32) / 3000).movedim(-1, 0).clamp(0, 1) * 2 - 1
+    assert (pipe.prepare_sar(eo)[0] - expected).abs().max() < 1e-3
