@@ -158,6 +158,9 @@ class Phase:
     optimizer: OptimizerConfig
     stage: Literal[1, 2] | None = None
 
+    def __str__(self) -> str:
+        return f"updates {self.start + 1} to {self.end}"
+
 
 @dataclass
 class ValidationConfig:

@@ -135,16 +135,16 @@ class _Progress:
         return self.config.phase(max(0, self.step - 1))
 
     def state_dict(self) -> dict:
-        phase = {"start": self.phase.start, "end": self.phase.end}
-        return {"step": self.step, "phase": phase, "losses": self.losses, "counts": self.counts}
+        return {"step": self.step, "schedule": str(self.phase), "losses": self.losses, "counts": self.counts}
 
     def load_state_dict(self, state: dict) -> None:
         self.step, self.counts = state["step"], dict(state.get("counts", {}))
-        whole = (self.phase.start, self.phase.end) == (0, self.config.max_steps)
-        if "phase" not in state and not whole and self.step < self.config.max_steps:
+        then = state.get("schedule", f"updates 1 to {self.config.max_steps}")
+        if then != str(self.phase) and self.step < self.config.max_steps:
             raise ValueError(
-                "this run was started by a version that trained both stages under one schedule, and cannot go on: "
-                "choose another output_dir, and start from this run's pipeline/ (model.base), by stages"
+                f"the last update of this run belongs to a schedule of {then}, but by these settings to one of "
+                f"{self.phase} (earlier versions had one for both stages): restore confidence_start_step, or choose "
+                "another output_dir and start from this run's pipeline/ (model.base)"
             )
         rank, device = self.accelerator.process_index, self.accelerator.device
         gathered = state.get("losses", {})

@@ -26,6 +26,7 @@ FREE_ON_RESUME = {
     *("data.num_workers", "log_every", "checkpoint_every", "keep_checkpoints", "compile", "channels_last"),
     *("resume", "report_to", "push_to_hub", "push_private", "gradient_checkpointing", "teacher", "time_aware.results"),
     *("base", "encoder", "lpips_weights"),
+    "confidence_start_step",  # every checkpoint says it, also those of versions that left it to be worked out
 }
 
 

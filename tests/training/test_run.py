@@ -114,8 +114,9 @@ def test_each_stage_has_a_schedule_an_optimiser_and_an_average_of_its_own(staged
         updates = {value.item() for name, value in moments.items() if name.endswith(".step")}
         _, progress = part_of(staged, step, "progress")
         averaged = part_of(staged, step, "average")[1]["updates"]
-        start = progress["phase"]["start"]
-        assert (updates, averaged, start) == ({step - start}, step - start, 0 if step <= 3 else 3)
+        own = (step - 1) % 3 + 1
+        assert (updates, averaged) == ({own}, own)
+        assert progress["schedule"] == ("updates 1 to 3" if step <= 3 else "updates 4 to 6")
     for step in (1, 4):  # one gradient in both moments
         moments, _ = part_of(staged, step, "optimizer")
         squared, of_squares = moments[".0.exp_avg"].square(), moments[".0.exp_avg_sq"]
@@ -127,7 +128,7 @@ def test_stage_2_starts_from_the_averaged_weights_of_stage_1_which_are_kept(sour
     still = ConfidenceOptimizerConfig(learning_rate=0.0)
     config = settings(tmp_path / "run", source, train=True, confidence_optimizer=still)
     kept, last = (load_file(tmp_path / "run" / name) for name in (WEIGHTS.replace("pipeline", "stage1"), WEIGHTS))
-    raw, rest = part_of(config, 2, "model")
+    raw, _ = part_of(config, 2, "model")
     moved, _ = part_of(config, 4, "model")
     for name, value in kept.items():  # a model of stage 1 has no variance
         assert torch.equal(moved[f".{name}"][: len(value)], value)
@@ -153,13 +154,19 @@ def test_a_run_of_two_stages_goes_on_before_at_and_after_the_change(step, staged
 def test_a_run_whose_stages_had_one_schedule_does_not_go_on(copied, monkeypatch):
     """As earlier versions trained them, whose checkpoints name no phase. A finished one stays as it is."""
     state_of = _Progress.state_dict
-    monkeypatch.setattr(_Progress, "state_dict", lambda self: {k: v for k, v in state_of(self).items() if k != "phase"})
+    monkeypatch.setattr(
+        _Progress, "state_dict", lambda self: {k: v for k, v in state_of(self).items() if k != "schedule"}
+    )
     shutil.rmtree(copied.output_dir)
     finetune(copied)
     before = Path(copied.output_dir, "metrics.jsonl").read_bytes()
+    stored = Path(copied.output_dir, "config.yaml")
+    stored.write_text(stored.read_text().replace("confidence_start_step: 2", "confidence_start_step: null"))
     assert finetune(copied) == Path(copied.output_dir, "pipeline")
     stop_after(copied, 2)
-    with pytest.raises(ValueError, match="a version that trained both stages under one schedule"):
+    with pytest.raises(
+        ValueError, match=r"updates 1 to 4, but by these settings to one of updates 1 to 2 \(earlier versions"
+    ):
         finetune(copied)
     assert Path(copied.output_dir, "metrics.jsonl").read_bytes() == before
     alone = replace(copied, stage="denoising", output_dir=f"{copied.output_dir}1")
@@ -187,6 +194,9 @@ def test_a_run_goes_on_that_was_killed_between_the_renames_of_its_pipeline(copie
 
 
 def test_a_run_is_not_continued_under_other_settings(copied):
+    stop_after(copied, 2)
+    with pytest.raises(ValueError, match="schedule of updates 1 to 2, but by these settings to one of updates 1 to 3"):
+        finetune(replace(copied, confidence_start_step=3))
     for name, value in (("seed", 1), ("max_steps", 20)):
         with pytest.raises(ValueError, match=f"^{name} is {value}, but the run in"):
             finetune(replace(copied, **{name: value}))
