@@ -18,11 +18,12 @@ import torch
 from datasets import Dataset
 
 from c_diffset.data.pairs import Pair, Pairs, read_pair
-from c_diffset.pipelines.pipeline_cdiffset import check_eo_transform
+from c_diffset.pipelines.pipeline_cdiffset import check_eo_transform, describe_eo_transform
 
 COLUMNS = {"eo_units": "units", "eo_range": "range", "eo_gamma": "gamma"}
 SOME = 16  # pairs that are looked at before work starts
 LEAST_SHARE = 0.1  # of the range from black to white
+BLACK, BEYOND_WHITE = 0.01, 30.0  # of that range: a scene all below or above is on another scale, not dark or bright
 MOST_VALUES = 100_000  # of an image, for its percentiles
 MOST_SIGNS = 1000  # of a range that is written as text
 
@@ -162,6 +163,20 @@ def check_eo_values(
         f"{source}: the EO values reach from {dark:.4g} to {bright:.4g} (looked at: {len(found)}) and use less than a "
         f"tenth of eo_transform {transform['units']} {transform['range']}{scale}, so that images would be of one "
         f"colour: {remedy}"
+    )
+
+
+def doubt_reflectance(values: np.ndarray, eo_transform: dict) -> str | None:
+    """What is wrong with the scale of reflectances, 3 x N: all but black, or far beyond white; None without."""
+    if not values.any():
+        return None
+    low, high = np.percentile(_share_of_range(values, check_eo_transform(eo_transform)), (1, 99))
+    if high >= BLACK and low <= BEYOND_WHITE:
+        return None
+    least, most = np.percentile(values, (1, 99))
+    return (
+        f"the reflectances reach from {least:.4g} to {most:.4g}, but this model was trained on images in which "
+        f"{describe_eo_transform(eo_transform)}: scale them likewise, such as by `gdal_translate -unscale` or `-scale`"
     )
 
 

@@ -112,14 +112,14 @@ def _bounds(options: ReadOptions, crs: CRS | None) -> tuple[float, ...]:
     return bounds
 
 
-def check_size(path: Path, height: float, width: float, limit: float) -> None:
-    """Refuse a scene that would keep the others of its list waiting for days.
+def check_size(path: Path, height: float, width: float, limit: float, pixels: str = "pixels") -> None:
+    """Refuse a scene that would keep the others of its list waiting for days; `pixels` is what the message counts.
 
     Raises:
         ValueError: it has more than `limit` pixels.
     """
     if not height * width <= limit:
-        size = f"{height:.6g} x {width:.6g} pixels"
+        size = f"{height:.6g} x {width:.6g} {pixels}"
         raise ValueError(f"{path}: {size} are more than max_pixels, {limit}: cut it, or raise max_pixels")
 
 

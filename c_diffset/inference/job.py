@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from c_diffset.batching import batches_of_one_size
-from c_diffset.inference.grid import OutsideError, check_size
+from c_diffset.inference.grid import OutsideError
 from c_diffset.inference.images import translate_batch, translate_large
 from c_diffset.inference.inputs import Outputs, is_scene
 from c_diffset.inference.progress import InputBar
@@ -108,7 +108,7 @@ class Job:
         """Take out of `todo` what is too large, or whose outputs are there in part and from other settings."""
         for source, outputs in list(todo.items()):
             try:
-                check_size(source, *sizes[source], self.translator.options.max_pixels)
+                self.translator.check_size(source, *sizes[source])
                 if reason := conflict(outputs, self._settings(source), self.overwrite):
                     raise ValueError(reason)
             except ValueError as error:

@@ -9,7 +9,6 @@ from rasterio import DatasetReader
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
-from c_diffset.data.eo import eo_to_tensor
 from c_diffset.inference.grid import check_size, find_part, place_of, warped
 from c_diffset.inference.options import ReadOptions
 from c_diffset.inference.source import fill_invalid, sample
@@ -182,6 +181,8 @@ class SarRaster:
     def _to_model_units(self, values: np.ndarray) -> np.ndarray:
         wanted = self.sar_transform["units"]
         if self.units == REFLECTANCE:
+            from c_diffset.data.eo import eo_to_tensor  # which takes a second, and most scenes need it not
+
             assert self.eo_transform is not None
             return eo_to_tensor(values, self.eo_transform).numpy() * 0.5 + 0.5
         values = convert_units(values, self.units, wanted)
@@ -198,9 +199,10 @@ class SarRaster:
             units, how = "db", "declared"
         if units in (None, "display") and self.dtype == np.uint8 and not self.scaled:
             return "display", how if units else "detected"
-        if self.eo_transform is not None and units in (None, REFLECTANCE) and self.dtype.kind in "ui":
-            return REFLECTANCE, how if units else "detected"
+        if units is None and self.eo_transform is not None and self.dtype.kind in "ui":
+            units, how = REFLECTANCE, "detected"
         if units == REFLECTANCE:
+            self._check_reflectance()
             return units, how
         values = sample(self._read, self.part)
         if units is None:
@@ -222,14 +224,21 @@ class SarRaster:
             f"(this model reads {self.sar_transform['units']})"
         )
 
-    def _check_units(self) -> None:
-        """Refuse display values for a model that reads backscatter, and the other way round."""
-        wanted = self.sar_transform["units"]
-        if self.units == REFLECTANCE and self.eo_transform is None:
+    def _check_reflectance(self) -> None:
+        """Refuse reflectance that the model does not read, or that is on another scale."""
+        from c_diffset.data.eo import doubt_reflectance
+
+        if self.eo_transform is None:
             raise ValueError(
                 f"{self.path}: units is 'reflectance', which this model was not trained on: stretch the scene to 8 "
                 "bits, as the images that it upscales are"
             )
+        if doubt := doubt_reflectance(sample(self._read, self.part), self.eo_transform):
+            raise ValueError(f"{self.path}: {doubt}")
+
+    def _check_units(self) -> None:
+        """Refuse display values for a model that reads backscatter, and the other way round."""
+        wanted = self.sar_transform["units"]
         picture = self.units in ("display", REFLECTANCE)
         if picture != (wanted == "display"):
             raise ValueError(

@@ -104,6 +104,12 @@ class Translator:
         height, width = size_of(path, self.options)
         return height * self.pipe.config.upscale, width * self.pipe.config.upscale
 
+    def check_size(self, path: Path, height: int, width: int) -> None:
+        """Refuse an EO image of more than `max_pixels`, by ValueError."""
+        upscale = self.pipe.config.upscale
+        pixels = "pixels" if upscale == 1 else f"pixels after upscaling by {upscale}"
+        check_size(path, height, width, self.options.max_pixels, pixels)
+
     def canvas(self, source: Source, work: Work, seed: int) -> SceneCanvas:
         """The canvas that a scene or an image is translated on; all is ready, and nothing done."""
         source = on_grid_of_model(source, self.pipe)
@@ -169,7 +175,7 @@ def run_scene(
     pipe, options = translator.pipe, translator.options
     if outputs.confidence is not None and not pipe.predicts_variance:
         raise ValueError("this model predicts no confidence: its UNet has no variance channel")
-    check_size(path, *translator.size_of(path), options.max_pixels)
+    translator.check_size(path, *translator.size_of(path))
     folder = outputs.eo.parent / f".{outputs.eo.name}.work"
     progress("reading", 0, 1)
     with ExitStack() as mine:

@@ -198,6 +198,11 @@ def test_reflectance_is_brought_to_what_the_model_was_trained_on(make_pipe, pipe
     for other in (pipe, make_pipe("tiny", sar_transform=RGB, eo_transform=reflectance)):  # 8 bits; no super-resolution
         with pytest.raises(ValueError, match="units is 'reflectance', which this model was not trained on: stretch"):
             scene_raster(scene, other, ReadOptions(units="reflectance"))
+    scaled = write_raster(tmp_path / "scaled.tif", values, ("red", "green", "blue"), scaling=(0.0001, 0.0))
+    with pytest.raises(ValueError, match="reflectances reach from .* to 0.5.*black stands for 1000 and white for 4000"):
+        scene_raster(scaled, model, ReadOptions())
+    with pytest.raises(ValueError, match="64 x 64 pixels after upscaling by 4 are more than max_pixels, 4000"):
+        translate_scene(scene, model, tmp_path / "out", SceneOptions(max_pixels=4000))
     with pytest.raises(ValueError, match="reflectance values have no speckle statistics"):
         scene_raster(scene, model, ReadOptions(despeckle=True))
 
