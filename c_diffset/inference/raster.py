@@ -41,8 +41,8 @@ class SarRaster:
         sar_transform: of the model, see `sar_to_tensor`.
         options: how it is read; warping starts from its coordinate system, or from its ground control points.
         file: what is read in its place; errors speak of `path`.
-        eo_transform: of a model that upscales EO scenes: those that hold reflectance are brought to the display values
-            that it was trained on, where these came from reflectance, too.
+        eo_transform: of a model that upscales EO scenes: those that hold reflectance are read as the images were that
+            it was trained on, where these came from reflectance, too.
 
     Raises:
         ValueError: units or bands are not certain, or do not fit the model; complex pixels; nothing to warp from.
@@ -183,10 +183,17 @@ class SarRaster:
         if self.units == REFLECTANCE:
             from c_diffset.data.eo import eo_to_tensor  # which takes a second, and most scenes need it not
 
+            if not self._reads_8_bits:
+                return np.clip(values / np.float32(FULL_SCALE["uint16"]), 0, 1)
             assert self.eo_transform is not None
             return eo_to_tensor(values, self.eo_transform).numpy() * 0.5 + 0.5
         values = convert_units(values, self.units, wanted)
         return np.maximum(values, np.float32(DARKEST)) if wanted == "power" else values
+
+    @property
+    def _reads_8_bits(self) -> bool:
+        """Whether the model reads 8-bit levels, and not what 16-bit files of reflectance store."""
+        return bool(np.all(np.broadcast_to(self.sar_transform.get("range", [0, 1]), (3, 2)) == [0, 1]))
 
     def _find_units(self, units: str | None, declared: str | None) -> tuple[str, str]:
         """As told, or where only one answer is possible: declared dB, 8 bits, floats mostly below what power can be.
@@ -197,6 +204,9 @@ class SarRaster:
         how = "given"
         if units is None and (declared or "").strip().lower() in ("db", "decibel", "decibels"):
             units, how = "db", "declared"
+        if self.dtype == np.uint8 and self.eo_transform is not None and not self._reads_8_bits:
+            reads = "this model reads reflectance as files of 16 bits store it"
+            raise ValueError(f"{self.path}: 8-bit pixels, but {reads}")
         if units in (None, "display") and self.dtype == np.uint8 and not self.scaled:
             return "display", how if units else "detected"
         if units is None and self.eo_transform is not None and self.dtype.kind in "ui":

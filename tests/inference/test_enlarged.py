@@ -14,6 +14,7 @@ from rasterio.control import GroundControlPoint
 from rio_cogeo import cog_validate
 
 from c_diffset.cli import main
+from c_diffset.data.degradation import input_transform
 from c_diffset.inference.canvas import translate_windows
 from c_diffset.inference.enlarged import EnlargedSource
 from c_diffset.inference.options import ReadOptions
@@ -22,6 +23,7 @@ from c_diffset.inference.scene import SceneOptions, scene_raster, translate_scen
 from c_diffset.inference.source import ArraySource
 from c_diffset.inference.tiles import Box
 from c_diffset.noise import noise_generator
+from c_diffset.pipelines.pipeline_cdiffset import sar_to_tensor
 from tests.helpers import UTM, write_png, write_raster
 
 RGB = {"units": "display", "range": [0.0, 1.0], "channels": [0, 1, 2], "bands": ["red", "green", "blue"]}
@@ -205,6 +207,23 @@ def test_reflectance_is_brought_to_what_the_model_was_trained_on(make_pipe, pipe
         translate_scene(scene, model, tmp_path / "out", SceneOptions(max_pixels=4000))
     with pytest.raises(ValueError, match="reflectance values have no speckle statistics"):
         scene_raster(scene, model, ReadOptions(despeckle=True))
+
+
+def test_a_model_of_16_bits_reads_reflectance_by_its_own_range(make_pipe, tmp_path):
+    """What training makes of 16-bit EO images is what a scene of them becomes; 8 bits are none of it."""
+    values = np.random.default_rng(0).integers(1, 6000, (3, 16, 16)).astype(np.uint16)
+    reflectance = {"units": "reflectance", "range": [1000.0, 4000.0]}
+    transform = input_transform(np.moveaxis(values, 0, -1), reflectance)
+    model = make_pipe("tiny", upscale=4, eo_transform=reflectance, sar_transform=transform)
+    scene = write_raster(tmp_path / "scene.tif", values, ("red", "green", "blue"), **UTM)
+    raster = scene_raster(scene, model, ReadOptions())
+    sar, _ = raster.read(Box(0, 0, 16, 16))
+    assert raster.units == "reflectance"
+    np.testing.assert_allclose(sar, ((values - 1000.0) / 3000).clip(0, 1) * 2 - 1, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(sar, sar_to_tensor(np.moveaxis(values, 0, -1), transform), rtol=0, atol=1e-4)
+    eight = write_raster(tmp_path / "eight.tif", (values // 25).astype(np.uint8), photometric="RGB")
+    with pytest.raises(ValueError, match="8-bit pixels, but this model reads reflectance as files of 16 bits store it"):
+        scene_raster(eight, model, ReadOptions())
 
 
 def test_images_of_every_size_by_the_command(pipe, tmp_path, capsys):
