@@ -71,8 +71,7 @@ def test_two_processes_equal_twice_the_batch(method, head, tmp_path, make_pipe):
         assert apart < 1e-3 * went
 
 
-@pytest.mark.parametrize("step", [3, 4])
-def test_two_processes_go_on_at_and_after_the_change_of_stages(step, tmp_path):
+def test_two_processes_go_on_at_the_change_of_stages(tmp_path):
     """A launcher that is killed leaves what it has started; so the last checkpoints are removed instead."""
     write_pairs(tmp_path / "data", 5, size=32)
     settings = {
@@ -87,7 +86,7 @@ def test_two_processes_go_on_at_and_after_the_change_of_stages(step, tmp_path):
     command, environment = [*launch, "--config", tmp_path / "recipe.yaml"], {"ACCELERATE_USE_CPU": "true"}
     succeed(*command, env=environment)
     whole = shutil.copytree(tmp_path / "run", tmp_path / "whole")
-    for later in range(step + 1, 7):
+    for later in (4, 5, 6):
         shutil.rmtree(tmp_path / f"run/checkpoints/step_{later:08d}")
     succeed(*command, env=environment)
     assert log_lines(tmp_path / "run") == log_lines(whole)

@@ -69,9 +69,9 @@ def test_killed_in_the_middle_of_a_step(step, settings, uninterrupted, tmp_path)
     assert_same_run(output, uninterrupted)
 
 
-@pytest.mark.parametrize("name", ["step_00000006", "stage1", "step_00000008"])
+@pytest.mark.parametrize("name", ["step_00000006", "stage1"])
 def test_killed_in_the_middle_of_a_checkpoint(name, settings, uninterrupted, tmp_path):
-    """In stage 1, while its model is kept, and while the state at its end is."""
+    """In stage 1, and while its finished model is kept."""
     output = tmp_path / "run"
     aside = output / f"checkpoints/.{name}.partial"
     kill_when(lambda: aside.exists() and any(aside.iterdir()), *training_command(settings, output))
