@@ -50,24 +50,31 @@ def _next(model: Path, config: RunConfig) -> list[str]:
         return ["next:", f"  c-diffset translate INPUT --model MODEL --vae {place} --output eo"]
     commands = []
     splits = _splits(config)
+    again = f"--data.source {data}"
+    if degradation := config.data.degradation:  # the data are EO images alone: pairs are made of them
+        again += f" --data.degradation {degradation}"
+        upscale = read_json(model / "model_index.json")["upscale"]
+        made = f"degrade {data} PAIRS --upscale {upscale} --degradation {degradation}"
+        commands.append((made, "fixed pairs, to compare models on"))
+        data = "PAIRS"
     if _predicts_variance(model):
         pairs = f"{data} --split {split}" if split in splits else "OTHER_PAIRS"
         commands.append((f"calibrate --model {place} --data {pairs}", "what error its confidence stands for"))
     elif isinstance(config, FinetuneConfig):
-        more = f"finetune --model.base {place} --stage confidence --data.source {data} --output_dir NEW"
+        more = f"finetune --model.base {place} --stage confidence {again} --output_dir NEW"
         commands.append((more, "it predicts no confidence: train one"))
     pairs = data if "test" in splits else "TEST_PAIRS"
     commands.append((f"evaluate --model {place} --data {pairs} --output NEW", "how good it is on pairs it never saw"))
     commands.append((f"translate INPUT --model {place} --output eo", "use it"))
     if isinstance(config, FinetuneConfig):
-        again = f"distill --teacher {place} --data.source {data} --output_dir NEW"
-        commands.append((again, "a student of few steps"))
+        student = f"distill --teacher {place} {again} --output_dir NEW"
+        commands.append((student, "a student of few steps"))
     return ["next:", *(f"  c-diffset {command}  # {why}" for command, why in commands)]
 
 
 def _splits(config: RunConfig) -> list[str]:
     try:
-        return list_splits(config.data.source)
+        return list_splits(config.data.source, eo_alone=config.data.degradation is not None)
     except (ValueError, OSError):  # the data have gone since
         return []
 

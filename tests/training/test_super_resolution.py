@@ -16,6 +16,7 @@ from c_diffset.training.distill import distill
 from c_diffset.training.distill_config import DistillConfig, TimeAwareConfig
 from c_diffset.training.finetune import Finetune, build_pipeline, finetune
 from c_diffset.training.loop import make_accelerator
+from c_diffset.training.summary import summary
 from tests.conftest import tiny_taesd
 from tests.helpers import losses, short_run, write_reflectance
 
@@ -65,7 +66,10 @@ def test_teacher_and_student_of_eo_images_alone(images, vae, tmp_path):
     """In latent space, on the residual: both enlarge, and the student goes the way of any student."""
     data = {"validation_split": "validation", "latent_cache": str(tmp_path / "latents"), "latent_crops": 6}
     options = {"validation": ValidationConfig(num_images=4, crop_size=16, every=4)}
-    finetune(settings(images, tmp_path / "teacher", {"vae": vae, "residual": True}, data, **options))
+    config = settings(images, tmp_path / "teacher", {"vae": vae, "residual": True}, data, **options)
+    said = summary(finetune(config), config)
+    assert f"degrade {images} PAIRS --upscale 2" in said and f"--data.source {images} --data.degradation" in said
+    assert "evaluate --model" in said and f"--data {images}" not in said
     teacher = CDiffSETPipeline.from_pretrained(tmp_path / "teacher/pipeline")
     assert teacher.config.upscale == 2 and teacher.config.residual
     assert teacher(np.zeros((12, 20, 3), np.uint8), output_type="np").images.shape == (1, 24, 40, 3)
