@@ -11,7 +11,7 @@ from c_diffset.data.inspect import DataSummary, inspect_split
 from c_diffset.data.pairs import Pair, list_splits, load_pairs
 from c_diffset.data.sources import Pairs
 from c_diffset.data.splits import HeldOut, hold_out
-from c_diffset.training.config import RunConfig
+from c_diffset.training.config import DecoderConfig, RunConfig
 
 
 def training_pairs(config: RunConfig) -> Pairs:
@@ -54,8 +54,8 @@ def _divided(config: RunConfig) -> HeldOut:
 
 
 def eo_alone(config: RunConfig) -> bool:
-    """Whether only the EO images of the data are read."""
-    return config.data.degradation is not None
+    """Whether only the EO images of the data are read, as for super-resolution and for decoders."""
+    return config.data.degradation is not None or isinstance(config, DecoderConfig)
 
 
 def look_at_pairs(config: RunConfig) -> DataSummary:

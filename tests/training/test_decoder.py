@@ -193,3 +193,13 @@ def test_autoencoders_that_do_not_fit_are_refused(files, tmp_path):
         DecoderTask(settings(files, tmp_path / "run", base=str(tmp_path / "kl")))
     with pytest.raises(ValueError, match="taesd has 4 latent channels, expected 8"):
         DecoderTask(settings(files, tmp_path / "run", encoder=str(tmp_path / "kl")))
+
+
+def test_a_folder_of_eo_images_is_enough(files, tmp_path):
+    """They train the same decoder as the pairs that they are from."""
+    shutil.copytree(files / "pairs/train/eo", tmp_path / "images")
+    finetune_decoder(settings(files, tmp_path / "of_pairs"))
+    fresh_accelerate()
+    config = settings(files, tmp_path / "of_images")
+    finetune_decoder(replace(config, data=replace(config.data, source=str(tmp_path / "images"))))
+    assert log_lines(tmp_path / "of_images") == log_lines(tmp_path / "of_pairs") != []
