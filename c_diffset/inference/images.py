@@ -19,7 +19,7 @@ from c_diffset.inference.scene import Translator, work_folder
 from c_diffset.inference.source import ArraySource
 from c_diffset.inference.team import Team
 from c_diffset.noise import noise_generator
-from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, sar_to_tensor
+from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, count_bands, sar_to_tensor
 
 
 def translate_batch(
@@ -92,7 +92,7 @@ def _read(
     """The images that can be read and fit the model."""
     for source in batch:
         try:
-            sar = read_sar(source)
+            sar = read_sar(source, pipe)
             sar_to_tensor(sar, pipe.config.sar_transform)
         except (ValueError, OSError) as error:
             if source in wanted:  # else it is finished, and has only changed since
@@ -101,12 +101,26 @@ def _read(
             yield source, sar
 
 
-def read_sar(source: Path) -> np.ndarray:
-    """An image in which something can be seen; ValueError for any other."""
+def read_sar(source: Path, pipe: CDiffSETPipeline) -> np.ndarray:
+    """An image in which something can be seen, for a model that upscales in its colours; ValueError for any other."""
     sar = read_image(source)
     if not sar.any():
         raise ValueError("every pixel is zero (an all-black image)")
-    return sar
+    return sar if pipe.config.upscale == 1 else as_colours(sar, count_bands(pipe.config.sar_transform["channels"]))
+
+
+def as_colours(image: np.ndarray, bands: int) -> np.ndarray:
+    """H x W (x C) as red, green and blue where a model reads three bands: grey in each of them, opaque alpha left out.
+
+    Raises:
+        ValueError: pixels are transparent.
+    """
+    grey = np.atleast_3d(image)
+    if grey.shape[2] in (2, 4) and bands == 3:
+        if (grey[..., -1] != np.iinfo(grey.dtype).max).any():
+            raise ValueError("pixels are transparent: fill them, and leave out the alpha channel")
+        grey = grey[..., :-1]
+    return grey.repeat(3, axis=2) if grey.shape[2] == 1 and bands == 3 else grey
 
 
 def translate_large(source: Path, translator: Translator, outputs: Outputs, team: Team, progress: Tell) -> None:
@@ -125,7 +139,7 @@ def translate_large(source: Path, translator: Translator, outputs: Outputs, team
             if team.rank == 0:
                 mine.enter_context(work_folder(folder))
         with team.phase():
-            sar = ArraySource(read_sar(source), translator.pipe.config.sar_transform)
+            sar = ArraySource(read_sar(source, translator.pipe), translator.pipe.config.sar_transform)
             seed = image_noise(translator.options.seed, source).initial_seed()
             canvas = translator.canvas(sar, Work(team, folder, progress), seed)
         canvas.run()

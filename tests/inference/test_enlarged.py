@@ -231,6 +231,10 @@ def test_images_of_every_size_by_the_command(pipe, tmp_path, capsys):
     pipe.save_pretrained(tmp_path / "model")
     for name, sides in (("small", (9, 7)), ("large", (20, 50))):
         write_png(tmp_path / f"low/{name}.png", picture(*sides))
+    opaque = np.dstack([picture(9, 7), np.full((9, 7), 255, np.uint8)])
+    write_png(tmp_path / "low/opaque.png", opaque)
+    write_png(tmp_path / "low/grey.png", picture(9, 7)[..., 0])
+    write_png(tmp_path / "other/clear.png", np.where(np.arange(4) < 3, opaque, 9).astype(np.uint8))
     where = ["--model", tmp_path / "model", "--output", tmp_path / "out", "--tile_size", 64, "--overlap", 16]
     command = ["translate", tmp_path / "low", *where, "--confidence", "--preview"]
     assert main(list(map(str, command))) == 0
@@ -239,4 +243,6 @@ def test_images_of_every_size_by_the_command(pipe, tmp_path, capsys):
     with PIL.Image.open(tmp_path / "out/large_confidence.png") as confidence:
         assert confidence.size == (200, 80)
     capsys.readouterr()
-    assert main(list(map(str, command))) == 0 and "2 there already" in capsys.readouterr().out
+    assert main(list(map(str, command))) == 0 and "4 there already" in capsys.readouterr().out
+    assert main(["translate", str(tmp_path / "other"), *map(str, where)]) == 1
+    assert "pixels are transparent: fill them" in capsys.readouterr().err
