@@ -15,7 +15,7 @@ import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 
 from c_diffset.data.images import read_image
-from c_diffset.data.sources import list_images
+from c_diffset.data.inside import list_images
 from c_diffset.sar.gdal import gdal, open_raster
 
 Contents = dict[str, tuple[bytes, str]]  # of one pair: "sar", "eo" and perhaps others to (file content, suffix)

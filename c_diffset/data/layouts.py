@@ -9,6 +9,7 @@ from pathlib import Path
 import rasterio
 
 from c_diffset.data.images import read_image
+from c_diffset.data.inside import check_inside
 from c_diffset.data.items import Contents, Found, Item, copy_files, images_in, mask_out, match
 from c_diffset.data.own import OWN, find_pairs
 from c_diffset.data.sentinel import (
@@ -20,7 +21,6 @@ from c_diffset.data.sentinel import (
     find_sen12,
     find_sen12ms,
 )
-from c_diffset.data.sources import check_inside
 from c_diffset.data.splits import describe_split
 from c_diffset.data.zarr_zip import convert_zarr, find_ssl4eo, find_terramesh
 from c_diffset.sar.gdal import gdal, open_raster

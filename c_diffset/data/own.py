@@ -9,9 +9,10 @@ from pathlib import Path
 
 from datasets import Dataset, Image
 
+from c_diffset.data.folders import SPLITS
+from c_diffset.data.inside import find_images
 from c_diffset.data.items import Found, Item, match
 from c_diffset.data.pairs import list_splits, load_pairs
-from c_diffset.data.sources import SPLITS, find_images
 from c_diffset.data.splits import STRIPS_OF_GROUND, describe_split, places
 from c_diffset.files import image_kind
 

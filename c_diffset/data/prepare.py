@@ -19,11 +19,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from c_diffset.data.folders import SPLITS
 from c_diffset.data.items import Contents, Found, Item
 from c_diffset.data.layouts import LAYOUTS
 from c_diffset.data.own import OWN, find_matches
 from c_diffset.data.pairs import read_pair
-from c_diffset.data.sources import SPLITS
 from c_diffset.data.splits import assign_splits
 from c_diffset.files import check_id, folder_aside
 

@@ -19,8 +19,8 @@ from rasterio.enums import Resampling
 from rasterio.warp import reproject
 
 from c_diffset.data.images import read_image, read_image_and_mask
+from c_diffset.data.inside import check_inside, find_images
 from c_diffset.data.items import Contents, Found, Item, copy_files, mask_out, match, place_of, tiff
-from c_diffset.data.sources import check_inside, find_images
 
 SAR_BANDS, EO_BANDS = ("VV", "VH"), ("B04", "B03", "B02")
 SAR_DB: dict[str, Any] = {"sar_units": "db", "sar_bands": SAR_BANDS}

@@ -16,7 +16,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,15 @@ import huggingface_hub
 import pyarrow as pa
 from datasets import Dataset, Image, IterableDataset, concatenate_datasets, load_dataset
 
+from c_diffset.data.folders import eo_splits, folder_splits
 from c_diffset.data.images import ON_HUB
+from c_diffset.data.inside import ImagePath, Row, check_inside, is_image, some
 from c_diffset.files import HUB_ID, check_id
 
 IMAGES = ("sar", "eo", "mask", "discrepancy")  # what `read_pair` reads
-LISTED = 20  # names in one message
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-SPLITS = ("train", "validation", "test")
 TABLE_NAMES = ("metadata.jsonl", "metadata.csv")
 IMAGE_KEY = "_file_name"  # `sar_file_name` in a table becomes the image column `sar`, as `imagefolder` has it
 
-Row = dict[str, Any]
 Pairs = Dataset | IterableDataset
 
 
@@ -60,20 +58,20 @@ def open_splits(
         readers = _table_splits(tables, path, names, eo_alone)
         if not readers and not names:
             dirs = (sar_dir or "sar", eo_dir or "eo", mask_dir or "mask")
-            readers = _eo_splits(path, *dirs[1:]) if eo_alone else _folder_splits(path, *dirs)
+            readers = eo_splits(path, *dirs[1:]) if eo_alone else folder_splits(path, *dirs)
     if readers:
         return {name: partial(_from_rows, str(source), read, streaming) for name, read in readers.items()}
     return _packed_splits(path, str(source), streaming, names, eo_alone)
 
 
 def _from_rows(source: str, read: Callable[[], list[Row]], streaming: bool) -> Pairs:
-    """A data set of rows with `sar`, `eo` and other images as `_ImagePath`."""
+    """A data set of rows with `sar`, `eo` and other images as `ImagePath`."""
     rows = read()
     repeated = [name for name, count in Counter(row["id"] for row in rows).items() if count > 1]
     if repeated:
         raise ValueError(f"{source}: id {repeated[0]!r} occurs more than once; ids must be unique within a split.")
     dataset = _to_dataset(rows, source)
-    for key in {key for row in rows for key, value in row.items() if isinstance(value, _ImagePath)}:
+    for key in {key for row in rows for key, value in row.items() if isinstance(value, ImagePath)}:
         dataset = dataset.cast_column(key, Image(decode=False))
     return dataset.to_iterable_dataset(num_shards=min(64, len(dataset))) if streaming else dataset
 
@@ -106,76 +104,6 @@ def _check_key(key: Any, images: Iterable[str], where: str) -> None:
     """Raise ValueError for metadata that has the name of an image column."""
     if key in IMAGES or key in images:
         raise ValueError(f"{where}: {key!r:.200} is no image there, but the name is kept for images: rename it.")
-
-
-def _some(names: list[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    return ", ".join(names[:LISTED]) + f" and {len(names) - LISTED} more" * (len(names) > LISTED)
-
-
-class _ImagePath(str):
-    """The path of an image that has been checked, told apart from other text."""
-
-
-# ---------------------------------------------------------------------------------------- inside of the data folder
-
-
-def check_inside(path: str | os.PathLike, folder: str | os.PathLike, where: str = "") -> None:
-    """Refuse what lies, when all links are followed, outside of the folder.
-
-    In a snapshot that the Hub's client has downloaded, files are links to the blobs beside it; those may be.
-
-    Raises:
-        ValueError: it lies outside; the message starts with `where`.
-    """
-    real = os.path.realpath(path)
-    if not any(real == root or real.startswith(os.path.join(root, "")) for root in _roots(os.path.abspath(folder))):
-        raise ValueError(f"{where or path}: {str(path)!r:.500} lies outside {folder}; images must lie inside.")
-
-
-@lru_cache(maxsize=16)
-def _roots(folder: str) -> tuple[str, ...]:
-    real = Path(folder).resolve()
-    repositories = (part.parent for part in real.parents if part.name == "snapshots")
-    return str(real), *(str(part / "blobs") for part in repositories if part.name.startswith("datasets--"))
-
-
-def find_images(folder: Path, root: Path) -> Iterator[Path]:
-    """Images in a folder and below it, in order; links are followed, each folder is visited once.
-
-    Raises:
-        ValueError: a link leads out of `root`.
-        OSError: a folder cannot be read.
-    """
-
-    def fail(error: OSError):
-        raise error
-
-    check_inside(folder, root)
-    visited = {os.path.realpath(folder)}
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=fail):
-        new = {os.path.realpath(os.path.join(parent, name)): name for name in sorted(folders) if name[0] != "."}
-        folders[:] = [name for real, name in new.items() if real not in visited]
-        visited |= new.keys()
-        images = sorted(filter(_is_image, names))
-        for name in (*folders, *images):
-            check_inside(os.path.join(parent, name), root)
-        yield from (Path(parent, name) for name in images)
-
-
-def list_images(folder: Path, root: Path) -> dict[str, Path]:
-    """The images of `find_images` by their path without suffix, relative and with slashes, sorted."""
-    found: dict[str, Path] = {}
-    for path in find_images(folder, root) if folder.is_dir() else ():
-        stem = path.relative_to(folder).with_suffix("").as_posix()
-        if stem in found:
-            raise ValueError(f"{path} and {found[stem]} share their name; partners could not be told apart.")
-        found[stem] = path
-    return dict(sorted(found.items()))
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 # ------------------------------------------------------------------------------------ tables: metadata and CSV
@@ -272,7 +200,7 @@ def _table_rows(table: Path, root: Path, new: Mapping[str, str], eo_alone: bool,
                 row[columns[key]] = _inside(table.parent, value, root, where)
                 if not os.path.isfile(row[columns[key]]):
                     absent.append(f"row {number}: {value!r:.500}")
-        named.update(value for value in row.values() if isinstance(value, _ImagePath))
+        named.update(value for value in row.values() if isinstance(value, ImagePath))
         missing = [key for key in needed if key not in row]
         if missing:
             raise ValueError(f"{where} has no {' or '.join(missing)}; found {', '.join(entry)!r:.200}.")
@@ -281,15 +209,15 @@ def _table_rows(table: Path, root: Path, new: Mapping[str, str], eo_alone: bool,
             rows.append(row)
     if absent:
         what = "is not a file" if len(absent) == 1 else "are not files"
-        raise FileNotFoundError(f"{table}, {_some(absent)} {what} in {os.path.abspath(table.parent)}.")
+        raise FileNotFoundError(f"{table}, {some(absent)} {what} in {os.path.abspath(table.parent)}.")
     folders = {os.path.dirname(row[needed[0]]) for row in rows}
-    stray = {file.path for folder in folders for file in os.scandir(folder) if _is_image(file.name)} - named
+    stray = {file.path for folder in folders for file in os.scandir(folder) if is_image(file.name)} - named
     if stray:
         warnings.warn(f"{table} leaves out {len(stray)} images, such as {min(stray)}.", stacklevel=2)
     return rows
 
 
-def _inside(folder: Path, name: Any, root: Path, where: str) -> _ImagePath:
+def _inside(folder: Path, name: Any, root: Path, where: str) -> ImagePath:
     """The path of a file that a table names, which must lie inside the table's folder and its data folder."""
     start = os.path.abspath(folder)
     path = os.path.normpath(os.path.join(start, str(name)))
@@ -298,71 +226,7 @@ def _inside(folder: Path, name: Any, root: Path, where: str) -> _ImagePath:
             f"{where}: {name!r:.500} lies outside {start}, the folder of the table; paths must stay inside."
         )
     check_inside(path, root, where)
-    return _ImagePath(path)
-
-
-# ---------------------------------------------------------------------------------------------- parallel folders
-
-
-def _folder_splits(root: Path, sar_dir: str, eo_dir: str, mask_dir: str) -> dict[str, Callable[[], list[Row]]]:
-    if (root / sar_dir).is_dir():
-        parents = {"train": root}
-    else:
-        children = (child for child in sorted(root.iterdir()) if not child.name.startswith("."))
-        parents = {child.name: child for child in children if (child / sar_dir).is_dir()}
-    return {
-        name: partial(_folder_rows, root, parent / sar_dir, parent / eo_dir, parent / mask_dir)
-        for name, parent in parents.items()
-    }
-
-
-def _folder_rows(root: Path, sar_dir: Path, eo_dir: Path, mask_dir: Path) -> list[Row]:
-    """Pair up files by their name without suffix; a mask may be absent, a partner may not."""
-    sar, eo, masks = (list_images(folder, root) for folder in (sar_dir, eo_dir, mask_dir))
-    lonely = [
-        f"{names[stem]} has none in {folder.name}"
-        for names, others, folder in ((sar, eo, eo_dir), (eo, sar, sar_dir), (masks, sar, sar_dir))
-        for stem in sorted(names.keys() - others.keys())
-    ]
-    if lonely:
-        raise ValueError(f"{len(lonely)} images have no partner of the same name: {_some(lonely)}.")
-    if not sar:
-        raise ValueError(f"{sar_dir} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
-    rows = []
-    for stem, path in sar.items():
-        images = {"sar": path, "eo": eo[stem]} | ({"mask": masks[stem]} if stem in masks else {})
-        name = check_id(stem.replace("/", "_"), str(sar_dir))
-        rows.append({key: _ImagePath(image) for key, image in images.items()} | {"id": name})
-    return rows
-
-
-def _eo_splits(root: Path, eo_dir: str, mask_dir: str) -> dict[str, Callable[[], list[Row]]]:
-    """EO images alone: in `eo_dir` (with masks in `mask_dir`) as in `_folder_splits`, else in folders named like
-    splits, else anywhere."""
-    if (root / eo_dir).is_dir():
-        parents = {"train": root}
-    else:
-        parents = {child.name: child for child in sorted(root.glob("[!.]*")) if (child / eo_dir).is_dir()}
-    if parents:
-        folders = {name: (parent / eo_dir, parent / mask_dir) for name, parent in parents.items()}
-    else:
-        names = [name for name in SPLITS if (root / name).is_dir()]
-        folders = {name: (root / name, None) for name in names} or {"train": (root, None)}
-    return {
-        name: partial(_eo_rows, root, *places)
-        for name, places in folders.items()
-        if next(find_images(places[0], root), None) is not None
-    }
-
-
-def _eo_rows(root: Path, eo_dir: Path, mask_dir: Path | None) -> list[Row]:
-    masks = {} if mask_dir is None else list_images(mask_dir, root)
-    rows = []
-    for stem, path in list_images(eo_dir, root).items():
-        images = {"eo": path} | ({"mask": masks[stem]} if stem in masks else {})
-        name = check_id(stem.replace("/", "_"), str(eo_dir))
-        rows.append({key: _ImagePath(image) for key, image in images.items()} | {"id": name})
-    return rows
+    return ImagePath(path)
 
 
 # ----------------------------------------------------------------------------- Parquet, WebDataset, Hugging Face Hub

@@ -21,9 +21,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from c_diffset.data.inside import check_inside
 from c_diffset.data.items import Contents, Found, Item, mask_out, tiff
 from c_diffset.data.sentinel import EO_BANDS, SAR_BANDS, SAR_DB
-from c_diffset.data.sources import check_inside
 
 MAX_BYTES = 2**29  # of a chunk, or of a zip file inside of a tar file
 MAX_VALUES = 2**28  # of an image
