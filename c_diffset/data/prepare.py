@@ -98,7 +98,7 @@ def prepare(
         for item in tqdm(found.items, desc=f"prepare {layout}", unit="pair", disable=not progress):
             try:
                 contents = convert(item)
-                size = _check(item, contents)
+                size = _check(item, contents, one_grid=layout not in OWN)
             except (ValueError, OSError) as error:
                 summary.skipped.append((item.id, str(error)))
                 continue
@@ -143,10 +143,16 @@ def _settle_splits(items: list[Item], fractions: dict[str, float], seed: int) ->
         raise ValueError(f"id {repeated[0][1]!r} occurs more than once in split {repeated[0][0]}.")
 
 
-def _check(item: Item, contents: Contents) -> str:
-    """The size of a pair, which `read_pair` has read; ValueError or OSError for one that is not fit to use."""
+def _check(item: Item, contents: Contents, one_grid: bool) -> str:
+    """The size of a pair, which `read_pair` has read; ValueError or OSError for one that is not fit to use.
+
+    Published pairs of SAR and EO lie on `one_grid`; own ones may be for super-resolution.
+    """
     files = {key: {"bytes": content, "path": str(item.images.get(key))} for key, (content, _) in contents.items()}
     pair = read_pair(files | {"id": check_id(item.id, str(item.images["sar"]))})
+    if one_grid and pair.upscale > 1:
+        found = ", ".join("{} {} x {}".format(key, *getattr(pair, key).shape[:2]) for key in ("sar", "eo"))
+        raise ValueError(f"pair {item.id}: sizes differ: {found}. Images of a pair must share one pixel grid.")
     return "{} x {}".format(*pair.eo.shape[:2])
 
 
