@@ -67,7 +67,7 @@ def _columns(sar_transform: dict | None) -> dict[str, tuple[str, slice]]:
 
 def is_colour(sar_transform: dict) -> bool:
     """Whether the input is a colour image of display values, as for super-resolution."""
-    return sar_transform["units"] == "display" and list(sar_transform["channels"]) == [0, 1, 2]
+    return sar_transform.get("units") == "display" and list(sar_transform["channels"]) == [0, 1, 2]
 
 
 def _title(channel: str, sar_transform: dict) -> str:
