@@ -166,7 +166,8 @@ class _PublishedLevel(nn.Module):
 
     def forward(self, features: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         scale, shift = self.modulation(F.silu(embedding))[:, :, None, None].chunk(2, dim=1)
-        sequence = self.single(self.conv(F.silu(self.norm(features) * (1 + scale) + shift)).flatten(2))
+        normal = self.norm(features.contiguous())  # torch 2.6 ends at a gradient in another order of memory
+        sequence = self.single(self.conv(F.silu(normal * (1 + scale) + shift)).flatten(2))
         return self.verdict((sequence + self.neighbours(sequence)) / 2**0.5).flatten(1)
 
 

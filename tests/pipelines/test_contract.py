@@ -40,6 +40,8 @@ OFFLOADS = {
 @every_space
 @pytest.mark.parametrize("kind", OFFLOADS)
 def test_offloaded_weights_give_the_same_images_twice(make_pipe, sar, space, kind):
+    if kind in ("leaves", "blocks") and not torch.accelerator.is_available() and torch.__version__ < "2.7":
+        pytest.skip("offloading by groups asks torch 2.6 for an accelerator")
     expected, pipe = translate(make_pipe(space), sar), make_pipe(space)
     OFFLOADS[kind](pipe)
     assert all(np.array_equal(translate(pipe, sar), expected) for _ in range(2))
