@@ -21,10 +21,9 @@ from scipy.special import j1
 
 from c_diffset.data.eo import eo_to_tensor
 from c_diffset.data.pairs import Pair
-from c_diffset.pipelines.pipeline_cdiffset import check_eo_transform
+from c_diffset.pipelines.pipeline_cdiffset import LOW_RESOLUTION, check_eo_transform
 
 Name = Literal["real_esrgan", "bicubic"]
-MOST_UPSCALE = 16
 STREAM = 100  # tells the random numbers of a degradation from those of crops and noise
 KERNELS = {"gaussian": 0.7, "generalized": 0.15, "plateau": 0.15}  # shapes of blur kernels, and how often each is
 ISOTROPIC = {"gaussian": 0.45 / 0.7, "generalized": 0.8, "plateau": 0.8}  # share of kernels that are round
@@ -106,11 +105,10 @@ def input_transform(eo: np.ndarray, eo_transform: dict) -> dict:
     The values of 16-bit files are read as they are, so that such images and scenes can be upscaled; 8-bit levels are
     those that a model sees.
     """
-    display = {"units": "display", "range": [0.0, 1.0], "channels": [0, 1, 2]}
     if eo.dtype != np.uint16:
-        return display
+        return LOW_RESOLUTION
     low, high = (np.round(end / 65535, 9).tolist() for end in _stored_range(check_eo_transform(eo_transform)))
-    return display | {"range": [list(ends) for ends in zip(low, high, strict=True)]}
+    return LOW_RESOLUTION | {"range": [list(ends) for ends in zip(low, high, strict=True)]}
 
 
 def _stored_range(eo_transform: dict) -> tuple[np.ndarray, np.ndarray]:

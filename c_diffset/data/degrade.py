@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from c_diffset.data.degradation import MOST_UPSCALE, Degradation
+from c_diffset.data.degradation import Degradation
 from c_diffset.data.eo import COLUMNS, check_eo_values, declared_eo_transform, some_pairs
 from c_diffset.data.inside import Row
 from c_diffset.data.items import png, tiff
 from c_diffset.data.pairs import Pair, list_splits, load_pairs, read_pair
 from c_diffset.files import check_id, folder_aside
+from c_diffset.pipelines.pipeline_cdiffset import MOST_UPSCALE
 
 KEPT = ("region", "scene", *COLUMNS)  # metadata that stay true of a crop
 

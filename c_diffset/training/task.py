@@ -248,9 +248,9 @@ class PairsTask(Task):
 
     def noise(self, batch: dict) -> torch.Tensor:
         """The noise that is added to the images of a batch, B x C x h x w: perturbed where that is asked for."""
-        return (
-            batch["noise"] + self.input_perturbation * batch["noise_2"] if self.input_perturbation else batch["noise"]
-        )
+        if not self.input_perturbation:
+            return batch["noise"]
+        return batch["noise"] + self.input_perturbation * batch["noise_2"]
 
     def call(
         self, unet: nn.Module, sar: torch.Tensor, noisy: torch.Tensor, timestep: torch.Tensor
