@@ -92,6 +92,8 @@ def prepare(
     mask_dir: str | None = None,
     match: str | None = None,
     columns: str | None = None,
+    filter: bool = False,
+    max_shift: float | None = None,
     progress: bool = True,
     push: str | None = None,
     license: str | None = None,
@@ -119,6 +121,10 @@ def prepare(
             's1_*.png:s2_*.png', and perhaps a third one for masks. The * stands for the same text in each.
         columns: Names of columns that are others than expected, for tables, Parquet, WebDataset and the Hub, such as
             'sar:s1,eo:s2,region:city'.
+        filter: Drop training pairs that are flat, clouded, blocked by compression or misregistered. What is dropped is
+            listed with the reason; pairs of validation and test with such faults are kept, and listed.
+        max_shift: The largest shift between the images of a pair that the filter lets through, in pixels of the EO
+            image. By default, 8.
         progress: Whether to show a progress bar.
         push: The Hub id of the data set repository that the result is published to, as Parquet with a card.
         license: The licence of the data, which the repository states.
@@ -129,9 +135,12 @@ def prepare(
         ValueError: unknown layout, no pairs found, or none fit to use; an unfit id or licence.
         OSError: `out` is in use, or the Hub cannot be reached.
     """
+    from c_diffset.data.faults import MOST_SHIFT
     from c_diffset.data.prepare import prepare as prepare_pairs
     from c_diffset.hub.publish_pairs import check_push, publish_pairs
 
+    if max_shift is not None and not (filter and 0 <= max_shift < float("inf")):
+        raise ValueError(f"max_shift is {max_shift}: expected a number of pixels from 0, together with filter")
     if push is not None:
         check_push(push, license)
     if push is not None and (Path(out) / "summary.json").is_file():
@@ -139,7 +148,8 @@ def prepare(
     else:
         options = {"sar_dir": sar_dir, "eo_dir": eo_dir, "mask_dir": mask_dir, "match": match}
         options |= {"columns": None if columns is None else _read_columns(columns)}
-        summary = prepare_pairs(layout, source, out, fractions, seed, options, progress)
+        limit = None if not filter else MOST_SHIFT if max_shift is None else max_shift
+        summary = prepare_pairs(layout, source, out, fractions, seed, options, progress, limit)
         print(summary)
         print(summary.next_commands())
     if push is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -83,7 +83,15 @@ def declared_eo_transform(rows: Pairs, source: str) -> dict | None:
                 f"{source}: rows contradict each other in {', '.join(COLUMNS)}: {pairs}; separate these data, or set "
                 "eo_transform for all of them"
             )
-    row = next(iter(found.values()), {})
+    return eo_transform_of_row(next(iter(found.values()), {}), source)
+
+
+def eo_transform_of_row(row: Mapping[str, Any], source: str) -> dict | None:
+    """The transform that one row names; None where it names none.
+
+    Raises:
+        ValueError: what it says is no transform; the message names `source`.
+    """
     said = {key: _parsed(row[name]) for name, key in COLUMNS.items() if row.get(name) is not None}
     try:
         return check_eo_transform(said) if said else None

@@ -12,27 +12,34 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from c_diffset.data.eo import eo_transform_of_row
+from c_diffset.data.faults import LIMITS, Fault, find_faults
 from c_diffset.data.folders import SPLITS
 from c_diffset.data.items import Contents, Found, Item
 from c_diffset.data.layouts import LAYOUTS
 from c_diffset.data.own import OWN, find_matches
-from c_diffset.data.pairs import read_pair
+from c_diffset.data.pairs import Pair, read_pair
 from c_diffset.data.splits import assign_splits
 from c_diffset.files import check_id, folder_aside
 
 CROP = 256  # pixels a side, in the recipes that most runs start from
+LISTED = 20  # pairs that are printed
 
 
 @dataclass
 class Summary:
-    """What `prepare` wrote; `skipped` lists (file or pair, reason)."""
+    """What `prepare` wrote; `skipped` lists (file or pair, reason).
+
+    Where pairs were filtered, `limits` are those of the filter, `dropped` lists the training pairs with faults, and
+    `faulty` the pairs of other splits with faults, which are kept: each as (pair, faults).
+    """
 
     layout: str
     out: str
@@ -41,6 +48,9 @@ class Summary:
     sizes: dict[str, int]
     masks: int
     skipped: list[tuple[str, str]]
+    limits: dict[str, float] | None = None
+    dropped: list[tuple[str, str]] = field(default_factory=list)
+    faulty: list[tuple[str, str]] = field(default_factory=list)
 
     def __str__(self) -> str:
         counts = ", ".join(f"{name} {count}" for name, count in self.splits.items())
@@ -49,8 +59,11 @@ class Summary:
         lines += [f"sizes: {sizes}", f"pairs with invalid pixels (mask files): {self.masks}"]
         if "random" in self.split_rule:
             lines.append("risk: where patches overlap, figures on validation and test are better than on new ground")
-        lines += [f"left out: {len(self.skipped)}"] + [f"  {name}: {reason}" for name, reason in self.skipped[:20]]
-        return "\n".join(lines + ["  ... (all in summary.json)"] * (len(self.skipped) > 20))
+        lines += _listed("left out", self.skipped)
+        if self.limits is not None:
+            lines += _listed("training pairs dropped by the filter", self.dropped)
+            lines += _listed("pairs of other splits with faults, kept", self.faulty)
+        return "\n".join(lines)
 
     def next_commands(self) -> str:
         """What to type next."""
@@ -63,6 +76,12 @@ class Summary:
         return f"next: c-diffset inspect {place}\nthen: {' '.join(train)}"
 
 
+def _listed(title: str, pairs: list[tuple[str, str]]) -> list[str]:
+    """Lines of (pair, reason) below their number."""
+    lines = [f"{title}: {len(pairs)}"] + [f"  {name}: {reason}" for name, reason in pairs[:LISTED]]
+    return lines + ["  ... (all in summary.json)"] * (len(pairs) > LISTED)
+
+
 def prepare(
     layout: str,
     source: str | os.PathLike,
@@ -71,12 +90,14 @@ def prepare(
     seed: int = 0,
     options: dict[str, Any] | None = None,
     progress: bool = True,
+    max_shift: float | None = None,
 ) -> Summary:
     """Write a data set of a known layout in the standard form; the command of this name says more.
 
     The result is written aside and renamed when complete. Pairs that `read_pair` refuses are left out and listed in the
     summary. `options` are for your own pairs: `match` as of `find_matches`, or `sar_dir`, `eo_dir`, `mask_dir` and
-    `columns` as of `load_pairs`.
+    `columns` as of `load_pairs`. With `max_shift`, training pairs in which `find_faults` finds some are dropped;
+    validation and test keep theirs, so that figures stay those of all pairs, and both are listed.
 
     Raises:
         ValueError: unknown layout, no pairs found, or none fit to use.
@@ -94,19 +115,13 @@ def prepare(
             raise ValueError(f"{source} holds no pairs of layout {layout!r}; left out: {found.skipped[:3]}.")
         _settle_splits(found.items, dict(zip(SPLITS, fractions, strict=True)), seed)
         summary = Summary(layout, str(out), found.split_rule, {}, {}, 0, found.skipped)
+        summary.limits = None if max_shift is None else LIMITS | {"max_shift": max_shift}
         rows: dict[str, list[dict]] = {}
         for item in tqdm(found.items, desc=f"prepare {layout}", unit="pair", disable=not progress):
-            try:
-                contents = convert(item)
-                size = _check(item, contents, one_grid=layout not in OWN)
-            except (ValueError, OSError) as error:
-                summary.skipped.append((item.id, str(error)))
-                continue
-            rows.setdefault(item.split, []).append(_write_pair(item, contents, aside / item.split))
-            summary.sizes[size] = summary.sizes.get(size, 0) + 1
-            summary.masks += "mask" in contents
-        if not rows:
-            raise ValueError(f"no pair is fit to use; the first: {summary.skipped[0]}.")
+            contents = _take(item, convert, summary)
+            if contents is not None:
+                rows.setdefault(item.split, []).append(_write_pair(item, contents, aside / item.split))
+        _check_rest(rows, summary)
         for split, lines in rows.items():
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             (aside / split / "metadata.jsonl").write_text(text, encoding="utf-8")
@@ -143,8 +158,37 @@ def _settle_splits(items: list[Item], fractions: dict[str, float], seed: int) ->
         raise ValueError(f"id {repeated[0][1]!r} occurs more than once in split {repeated[0][0]}.")
 
 
-def _check(item: Item, contents: Contents, one_grid: bool) -> str:
-    """The size of a pair, which `read_pair` has read; ValueError or OSError for one that is not fit to use.
+def _take(item: Item, convert: Callable[[Item], Contents], summary: Summary) -> Contents | None:
+    """The files of a pair that is fit to use; None without, which `summary` lists with the reason."""
+    try:
+        contents = convert(item)
+        pair = _check(item, contents, one_grid=summary.layout not in OWN)
+        faults = [] if summary.limits is None else _faults(item, pair, summary.limits["max_shift"])
+    except (ValueError, OSError) as error:
+        summary.skipped.append((item.id, str(error)))
+        return None
+    if faults:
+        listed = summary.dropped if item.split == "train" else summary.faulty
+        listed.append((item.id, "; ".join(map(str, faults))))
+        if item.split == "train":
+            return None
+    size = "{} x {}".format(*pair.eo.shape[:2])
+    summary.sizes[size] = summary.sizes.get(size, 0) + 1
+    summary.masks += "mask" in contents
+    return contents
+
+
+def _check_rest(rows: dict[str, list[dict]], summary: Summary) -> None:
+    """ValueError where no pair is left, or none to train on after filtering."""
+    if summary.dropped and "train" not in rows:
+        found = f"all {len(summary.dropped)} training pairs have faults, the first: {summary.dropped[0]}"
+        raise ValueError(f"{found}; prepare them without the filter.")
+    if not rows:
+        raise ValueError(f"no pair is fit to use; the first: {summary.skipped[0]}.")
+
+
+def _check(item: Item, contents: Contents, one_grid: bool) -> Pair:
+    """A pair, as `read_pair` reads it; ValueError or OSError for one that is not fit to use.
 
     Published pairs of SAR and EO lie on `one_grid`; own ones may be for super-resolution.
     """
@@ -153,7 +197,11 @@ def _check(item: Item, contents: Contents, one_grid: bool) -> str:
     if one_grid and pair.upscale > 1:
         found = ", ".join("{} {} x {}".format(key, *getattr(pair, key).shape[:2]) for key in ("sar", "eo"))
         raise ValueError(f"pair {item.id}: sizes differ: {found}. Images of a pair must share one pixel grid.")
-    return "{} x {}".format(*pair.eo.shape[:2])
+    return pair
+
+
+def _faults(item: Item, pair: Pair, max_shift: float) -> list[Fault]:
+    return find_faults(pair, eo_transform_of_row(item.metadata, item.id), max_shift)
 
 
 def _write_pair(item: Item, contents: Contents, folder: Path) -> dict:
