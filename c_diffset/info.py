@@ -75,7 +75,7 @@ def info(
     Raises:
         ValueError, OSError: the model cannot be loaded, an input does not exist, or an option does not fit the model.
     """
-    from c_diffset.inference.canvas import Sampling, check_scene_model
+    from c_diffset.inference.canvas import check_scene_model
     from c_diffset.inference.forecast import forecast, measure_cost
     from c_diffset.inference.inputs import find_inputs, is_scene
     from c_diffset.inference.scene import Translator
@@ -89,7 +89,7 @@ def info(
     pipe = load_pipeline(model, revision, device, dtype, vae)
     version = model_revision(model, revision)
     translator = Translator(pipe, options, {"model": model, "revision": version, "vae": vae})
-    check_scene_model(pipe, Sampling(translator.steps, 0, batch_size))
+    check_scene_model(pipe, translator.sampling)
     side = translator.settings["tile_size"]
     facts = {"model": f"{model}{f', {version}' if version else ''}", **describe(pipe, side), **training(Path(model))}
     found = Info(facts, [forecast(path, translator) for path in paths if is_scene(path)])
@@ -111,20 +111,25 @@ def describe(pipe: "CDiffSETPipeline", side: int) -> dict[str, str]:
     transform = pipe.config.sar_transform
     ranges = zip(channel_names(transform), channel_ranges(transform), strict=True)
     channels = dict.fromkeys(f"{name} from {low:g} to {high:g}" for name, (low, high) in ranges)
-    steps = ", ".join(sorted((pipe.config.calibration or {"steps": {}})["steps"], key=int))
+    steps = ", ".join((pipe.config.calibration or {"steps": {}})["steps"])
     trust = "no confidence: its variance is not trained"
     if pipe.predicts_variance:
         error = f"the expected error at {steps} steps" if steps else "no expected error: it is not calibrated"
         trust = f"a confidence, and {error}"
     where = "pixel space" if pipe.vae is None else f"the latent space of {type(pipe.vae).__name__}"
-    steps, upscale = pipe.config.default_num_inference_steps, pipe.config.upscale
+    steps, upscale, realism = pipe.config.default_num_inference_steps, pipe.config.upscale, pipe.config.realism
+    drawn = (
+        ""
+        if realism is None
+        else "; realism from {:g} to {:g}, by default {default:g}".format(*realism["range"], **realism)
+    )
     finer = "" if upscale == 1 else f" of {upscale} times as fine pixels"
     sides = "images of any size" if upscale == 1 else f"images of any size, enlarged {upscale} times"
     return {
         "reads": f"{UNITS[transform['units']]}: {', '.join(band_names(transform))}; channels {'; '.join(channels)}",
         "writes": f"RGB of 8 bits{finer}, in which {describe_eo_transform(pipe.config.eo_transform)}; {trust}",
         "tiles": f"{sides}, in tiles of {side} pixels, multiples of {pipe.size_multiple}",
-        "sampling": f"{steps} step{'s' * (steps > 1)} of {type(pipe.scheduler).__name__}, in {where}",
+        "sampling": f"{steps} step{'s' * (steps > 1)} of {type(pipe.scheduler).__name__}, in {where}{drawn}",
         "parameters": f"{sum(weight.numel() for weight in pipe.unet.parameters()) / 1e6:.1f} million in the UNet",
         "runs on": f"{pipe.device}, in {str(pipe.unet.dtype).removeprefix('torch.')}",
     }

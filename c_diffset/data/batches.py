@@ -154,12 +154,13 @@ class TrainingPairs(Dataset):
         return tensors | self.noise(rng, number)
 
     def crop(self, pair: Pair, rng: np.random.Generator, number: int) -> dict[str, torch.Tensor]:
-        """A random window of a pair as tensors; where images are degraded, only what is in it."""
+        """A random window of a pair as tensors; only what is in it is transformed, where that changes nothing."""
         transforms = (self.sar_transform, self.eo_transform, self.upscale)
-        if self.degradation is None:
+        if self.degradation is None and self.upscale > 1:  # enlarging looks beyond the window
             return random_crop(pair_to_tensors(pair, *transforms), self.crop_size, rng, pair.id, self.upscale)
         window = random_window(*pair.eo.shape[:2], self.crop_size, rng, pair.id)
-        return pair_to_tensors(self.degradation(pair.part(*window), number), *transforms)
+        part = pair.part(*window)
+        return pair_to_tensors(part if self.degradation is None else self.degradation(part, number), *transforms)
 
     def noise(self, rng: np.random.Generator, number: int) -> dict:
         """All noises and times of training sample `number`."""

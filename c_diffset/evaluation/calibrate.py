@@ -21,6 +21,7 @@ def calibrate(
     knots: int = 64,
     device: str | None = None,
     dtype: Precision = "auto",
+    realism: list[float] | None = None,
 ) -> dict:
     """Fit the expected error of a pixel, and the probability of a large one, to the variance; store both in the model.
 
@@ -42,11 +43,14 @@ def calibrate(
         knots: Each stored map has at most so many points, at quantiles of the variance.
         device: The device to compute on. By default, CUDA where there is one.
         dtype: The precision of the model. By default (auto), the fastest that the device has instructions for.
+        realism: The values of realism that are calibrated, each by itself: the error of a best estimate (0) is not that
+            of a plausible sample (1). By default, the model's own one. For models of one step that were trained for it.
 
     Returns:
         What `model_index.json` now holds as `calibration`: `threshold`, `data` (see `public_name`), `split`, `n`
-        images, `first_image` (a checksum), and `steps`: by number of steps `variance`, `expected_error` (levels) and
-        `probability`. Earlier calibrations for other numbers of steps stay where the other facts are the same.
+        images, `first_image` (a checksum), and `steps`: by number of steps, and by realism where the model has it,
+        `variance`, `expected_error` (levels) and `probability`. Earlier calibrations for other numbers of steps, or for
+        another realism, stay where the other facts are the same.
 
     Raises:
         OSError: `model` is not the folder of a pipeline, or cannot be written to.
@@ -60,7 +64,7 @@ def calibrate(
     from c_diffset.files import public_name, write_file
     from c_diffset.loading import load_pipeline
     from c_diffset.measurement.measure import evaluate_pairs
-    from c_diffset.pipelines.pipeline_cdiffset import SOURCE
+    from c_diffset.pipelines.pipeline_cdiffset import SOURCE, calibration_key
 
     index = Path(model, "model_index.json")
     check_model(index, threshold, knots)
@@ -75,15 +79,18 @@ def calibrate(
     pairs.check_eo(pipe.config.eo_transform, data)
     pairs.check_sar([pipe.config.sar_transform], data)
     maps, images = {}, 0
-    for steps in num_inference_steps or [pipe.config.default_num_inference_steps]:
-        results = evaluate_pairs(pipe, pairs, steps, batch_size, seed)
+    numbers = num_inference_steps or [pipe.config.default_num_inference_steps]
+    wanted = [(steps, pipe.choose_realism(one, steps)) for steps in numbers for one in realism or [None]]
+    for steps, one in wanted:
+        key = calibration_key(steps, one)
+        results = evaluate_pairs(pipe, pairs, steps, batch_size, seed, realism=one)
         pool = VariancePool(threshold)
-        for result in tqdm(results, f"{steps} steps", pairs.expected_images, unit="image"):
+        for result in tqdm(results, f"steps: {key}", pairs.expected_images, unit="image"):
             pool.add(result)
         if not pool.images:
             raise ValueError(f"{data}, split {split}: no valid pixel to calibrate on (crop_size {crop_size})")
-        images, maps[str(steps)] = pool.images, pool.fit(knots)
-        print(describe(steps, maps[str(steps)], pool))
+        images, maps[key] = pool.images, pool.fit(knots)
+        print(describe(key, maps[key], pool))
     facts = {"threshold": float(threshold), "data": public_name(data), "split": split, "n": images}
     write_file(index.with_name("pipeline.py"), SOURCE)
     calibration = store_calibration(index, facts | {"first_image": pairs.first_image}, maps)

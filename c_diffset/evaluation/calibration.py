@@ -1,5 +1,6 @@
 """What error a predicted variance stands for: fitted to the pixels of a split, and stored beside the model."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, check_calibr
 
 SHIFT = 13  # of the 23 bits of a float32 mantissa: fine bins of variance are 0.1 % wide
 FINE_BINS = 1 << (31 - SHIFT)
+KEY = re.compile(r"(\d{1,9})(?: at realism ([\d.e-]{1,20}))?")  # what `calibration_key` makes
 
 
-def calibrated_on(pipe: CDiffSETPipeline, num_inference_steps: int | None) -> str | None:
-    """What the expected error was fitted on; None where the model gives none at this number of steps."""
-    if pipe.calibration_knots(num_inference_steps or pipe.config.default_num_inference_steps) is None:
+def calibrated_on(pipe: CDiffSETPipeline, num_inference_steps: int | None, realism: float | None = None) -> str | None:
+    """What the expected error was fitted on; None where the model gives none at this number of steps and realism."""
+    steps = num_inference_steps or pipe.config.default_num_inference_steps
+    if pipe.calibration_knots(steps, pipe.choose_realism(realism, steps)) is None:
         return None
     data, split, n = (pipe.config.calibration.get(key, "unknown") for key in ("data", "split", "n"))
     return f"{data}, split {split}: {n} images"
@@ -52,7 +55,7 @@ def _read_calibration(index: Path) -> dict:
     if calibration is None:
         return {"steps": {}}
     try:
-        if check_calibration(calibration) and not all(map(str.isdecimal, calibration["steps"])):
+        if check_calibration(calibration) and not all(map(KEY.fullmatch, calibration["steps"])):
             raise ValueError(f"its steps are {shown(list(calibration['steps']))}, expected whole numbers")
         return calibration
     except ValueError as error:
@@ -123,12 +126,18 @@ class VariancePool:
         return ReliabilityCurve(*(column / pixels for column in sums), pixels)
 
 
-def describe(steps: int, calibration: dict[str, list[float]], pool: VariancePool) -> str:
+def _order(key: str) -> tuple[int, str]:
+    """By the number of steps, then by realism."""
+    steps, _, rest = key.partition(" ")
+    return int(steps), rest
+
+
+def describe(key: str, calibration: dict[str, list[float]], pool: VariancePool) -> str:
     """The rank correlation, and expected against measured error by decile of the variance, as text."""
     curve = pool.deciles(calibration)
     rows = [("expected", curve.expected), ("measured", curve.measured)]
     lines = [
-        f"{steps} steps, {pool.images} images: rank correlation of variance and error "
+        f"steps: {key}, {pool.images} images: rank correlation of variance and error "
         f"{np.mean(pool.correlations):.3f} (mean over images)",
         "error in levels by decile of the variance, on the images of the fit",
     ]
@@ -152,6 +161,6 @@ def store_calibration(index: Path, facts: dict, maps: dict[str, dict]) -> dict:
         found = ", ".join(f"{key} {old.get(key)}" for key in facts)
         print(f"{index}: the calibration for {', '.join(kept)} steps is dropped: it was made with {found}")
         kept = {}
-    config["calibration"] = facts | {"steps": dict(sorted((kept | maps).items(), key=lambda item: int(item[0])))}
+    config["calibration"] = facts | {"steps": {key: (kept | maps)[key] for key in sorted(kept | maps, key=_order)}}
     write_json(index, config)
     return config["calibration"]

@@ -41,6 +41,7 @@ def evaluate(
     timestep_spacing: Spacing | None = None,
     dists_weights: str | os.PathLike | None = None,
     save_images: bool = False,
+    realism: float | None = None,
 ) -> "Report | Comparison":
     """Evaluate a model on a split, print a table, and write `metrics.json`, `per_image.csv`, `grid.png`, `report.html`.
 
@@ -81,6 +82,8 @@ def evaluate(
         dists_weights: A file with the weights of DISTS, which are otherwise downloaded.
         save_images: Every generated image and its true image are written too, as `generated/ID.png` and `true/ID.png`,
             for other programs to measure.
+        realism: From 0, the best estimate of every pixel, to 1, a plausible sample, for models of one step that were
+            trained for it. By default, each model's own one.
 
     Returns:
         The `Report` that `metrics.json` holds. Its floors are what no model should fall below; its ceiling is the true
@@ -143,6 +146,7 @@ def evaluate(
         facts=facts,
         num_inference_steps=num_inference_steps,
         timestep_spacing=timestep_spacing,
+        realism=realism,
         batch_size=batch_size,
         spread_samples=spread_samples,
         grid_rows=grid_rows,

@@ -175,6 +175,7 @@ class Report:
         fraction_of_pixels: The share of their pixels that was measured.
         protocol: The name of the protocol that the images were made and measured by.
         protocol_source: Where it is from, and what applies to all its metrics, in sentences.
+        realism: From 0, the best estimate, to 1, a plausible sample; None of a model that was not trained for it.
         timesteps: The times of the denoising steps, of many the first two and the last.
         calibration: What the expected error was fitted on; None where the model gives none.
         eo_values: What black and white stand for in the EO images; empty for the full scale of display values.
@@ -203,6 +204,7 @@ class Report:
     max_images: int | None = None
     fraction_of_pixels: float | None = None
     num_inference_steps: int | None = None
+    realism: float | None = None
     scheduler: str | None = None
     timestep_spacing: str | None = None
     timesteps: str | None = None

@@ -80,6 +80,7 @@ class Session:
     pairs: SplitPairs
     facts: dict
     num_inference_steps: int | None
+    realism: float | None
     timestep_spacing: str | None
     batch_size: int
     spread_samples: int
@@ -124,6 +125,7 @@ class Session:
             n=len(images),
             **self.pairs.describe(),
             **describe_sampling(pipe, steps),
+            realism=pipe.choose_realism(self.realism, steps),
             protocol=protocol.name,
             protocol_source=[*protocol.source, *self._departures(pipe, steps)],
             generated_images=f"{'' if protocol.rounded else 'not '}rounded to 8 bits before they are measured",
@@ -145,7 +147,7 @@ class Session:
 
     def _calibrated_on(self, pipe: CDiffSETPipeline, steps: int) -> str | None:
         """What the expected error was fitted on, and whether the samples were of other times then."""
-        fitted = calibrated_on(pipe, steps)
+        fitted = calibrated_on(pipe, steps, self.realism)
         changed = choose_spacing(pipe, self.timestep_spacing, self.instruments.protocol)
         return f"{fitted}, at the model's own times" if fitted and changed else fitted
 
@@ -159,6 +161,7 @@ class Session:
             self.facts["seed"],
             self.instruments,
             self.spread_samples,
+            self.realism,
         )
         results = tqdm(results, "evaluate", self.pairs.expected_images, unit="image")
         images, pictures, pixels = [], [], PixelSample()
@@ -224,6 +227,7 @@ def quality_table(report: Report) -> str:
     lines = [
         f"{report.model} on {report.data}, split {report.split}: {report.n} images, "
         f"{report.num_inference_steps} steps of {report.scheduler}, seed {report.seed}, "
+        f"{'' if report.realism is None else f'realism {report.realism:g}, '}"
         f"in {str(report.dtype).removeprefix('torch.')}",
         f"{'':<22}" + "".join(f"{name:>13}" for name in columns),
     ]

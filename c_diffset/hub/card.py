@@ -56,7 +56,7 @@ class Facts:
         report = self.report
         if report is None or report.trust is None:
             return False
-        now = calibrated_on(self.pipe, report.num_inference_steps)
+        now = calibrated_on(self.pipe, report.num_inference_steps, report.realism)
         return now is not None and (report.trust.expected_error is None or report.calibration not in (None, now))
 
     @property
@@ -126,6 +126,7 @@ def eval_results(report: Report | None, task: str = "SAR to EO image translation
     protocol = {
         "n": report.n,
         "num_inference_steps": report.num_inference_steps,
+        "realism": report.realism,
         "seed": report.seed,
         "crop_size": report.crop_size,
     }

@@ -105,6 +105,7 @@ def mlm_item(
             "num_inference_steps": pipe.config.default_num_inference_steps,
             "scheduler": type(pipe.scheduler).__name__,
             "prediction_type": plain(pipe.config.prediction_type),
+            **({} if pipe.config.realism is None else {"realism": pipe.config.realism}),
             "size_multiple": pipe.size_multiple,
         },
     }

@@ -24,8 +24,6 @@ from c_diffset.noise import noise_generator
 from c_diffset.pipelines.pipeline_cdiffset import (
     CDiffSETPipeline,
     apply_calibration,
-    clean_variance,
-    raw_to_variance,
     variance_to_confidence,
 )
 
@@ -117,11 +115,13 @@ class Sampling:
         steps: number of inference steps.
         seed: random seed of the noise field.
         batch_size: tiles that the model sees together; the result does not depend on which process has which tiles.
+        realism: as in a call of the pipeline; the model's default when None.
     """
 
     steps: int
     seed: int = 0
     batch_size: int = 4
+    realism: float | None = None
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,8 @@ class SceneCanvas:
         self.steps, self.seed, self.batch_size = sampling.steps, sampling.seed, sampling.batch_size
         self.team, folder = work.team, work.folder
         self.progress = Passes(work.progress, len(tiling.boxes) * (self.steps + 2), work.team.size)
-        self.factor, self.knots = pipe.vae_scale_factor, pipe.calibration_knots(self.steps)
+        self.realism = pipe.choose_realism(sampling.realism, self.steps)
+        self.factor, self.knots = pipe.vae_scale_factor, pipe.calibration_knots(self.steps, self.realism)
         self.pixels = tiling.scaled(self.factor)  # the same tiles in image pixels
         # the scene's first pixel on the canvas
         self.offset = tuple(p - o * self.factor for p, o in zip(source.origin, tiling.origin, strict=True))
@@ -211,7 +212,7 @@ class SceneCanvas:
         with self.team.phase():
             for block in self.team.mine(blocks):
                 noise = torch.randn(shape, generator=noise_generator(self.seed, 0, *block))
-                canvas[block] = (noise * pipe.scheduler.init_noise_sigma).numpy()
+                canvas[block] = (noise * pipe.starting_scale(self.realism)).numpy()
         confidence_step = (timesteps - pipe.config.confidence_timestep).abs().argmin().item()
         for i, t in enumerate(timesteps):
             self.progress.stage(f"denoising, step {i + 1} of {len(timesteps)}", len(self.active))
@@ -291,9 +292,7 @@ class SceneCanvas:
         for tile, values in zip(chunk, prediction.cpu().numpy(), strict=True):
             self.stores["predictions"][tile] = values
         if raw is not None and keep_variance:
-            abar = pipe.scheduler.alphas_cumprod[t]
-            variance = clean_variance(raw_to_variance(raw), abar, pipe.config.prediction_type)
-            for tile, values in zip(chunk, variance.cpu().numpy(), strict=True):
+            for tile, values in zip(chunk, pipe.to_variance(raw, t).cpu().numpy(), strict=True):
                 self.stores["variance"][tile] = values[None]
 
     def _step(self, block: tuple[int, int], i: int, t: torch.Tensor) -> None:
@@ -352,6 +351,7 @@ def translate_windows(
     overlap: int | None = None,
     batch_size: int = 4,
     folder: Path | None = None,
+    realism: float | None = None,
 ) -> Iterator[SceneWindow]:
     """Translate a scene that is at hand as an array of any size, window by window.
 
@@ -368,6 +368,7 @@ def translate_windows(
         tile_size, overlap: in pixels, multiples of `pipe.size_multiple`; see `tile_sides`.
         batch_size: tiles that the model sees together.
         folder: where large arrays go; None keeps everything in memory, which then grows with the scene.
+        realism: as in a call of the pipeline; the model's default when None.
 
     Raises:
         ValueError: the image or an argument does not fit the model.
@@ -375,7 +376,7 @@ def translate_windows(
     source = on_grid_of_model(ArraySource(image, pipe.config.sar_transform, valid, origin), pipe)
     steps = pipe.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
     tiling = scene_tiling(pipe, source, *tile_sides(pipe, tile_size, overlap))
-    canvas = SceneCanvas(source, pipe, tiling, Sampling(steps, seed, batch_size), Work(folder=folder))
+    canvas = SceneCanvas(source, pipe, tiling, Sampling(steps, seed, batch_size, realism), Work(folder=folder))
     canvas.run()
     yield from canvas.windows()
 
@@ -383,6 +384,7 @@ def translate_windows(
 def check_scene_model(pipe: CDiffSETPipeline, sampling: Sampling) -> None:
     """Refuse, before any work, what cannot translate a scene by blocks."""
     pipe.check_inputs(sampling.steps, "np", [])
+    pipe.choose_realism(sampling.realism, sampling.steps)
     if sampling.steps > (trained := pipe.scheduler.config.num_train_timesteps):
         raise ValueError(f"num_inference_steps is {sampling.steps}: the scheduler has {trained} steps at most")
     if sampling.batch_size < 1 or sampling.seed < 0:

@@ -64,6 +64,7 @@ def translate_batch(
             output_type="np",
             callback_on_step_end=tell_step,
             callback_on_step_end_tensor_inputs=[],
+            realism=translator.realism,
         )
         for i, (source, _) in enumerate(group):
             if source not in wanted:

@@ -94,6 +94,8 @@ class SceneOptions(ReadOptions):
         overlap: Number of pixels that neighbouring tiles share at least, where they are blended. 64, or less in small
             tiles, when None.
         batch_size: Number of tiles that the model sees together.
+        realism: From 0, the best estimate of every pixel, to 1, a plausible sample, of a model of one step that was
+            trained for it. The model's own default when None.
     """
 
     num_inference_steps: int | None = None
@@ -101,3 +103,4 @@ class SceneOptions(ReadOptions):
     tile_size: int | None = None
     overlap: int | None = None
     batch_size: int = 4
+    realism: float | None = None

@@ -66,17 +66,28 @@ class Translator:
         steps = self.options.num_inference_steps
         return self.pipe.config.default_num_inference_steps if steps is None else steps
 
+    @property
+    def realism(self) -> float | None:
+        """What is asked for, or the model's default; None for a model without."""
+        return self.pipe.choose_realism(self.options.realism, self.steps)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How images and scenes are drawn from the model."""
+        return Sampling(self.steps, self.options.seed, self.options.batch_size, self.realism)
+
     @cached_property
     def settings(self) -> dict:
         """What decides the image of a scene, for its tags and the manifest."""
         options = asdict(self.options)
         tile_size, overlap = tile_sides(self.pipe, options["tile_size"], options["overlap"])
-        del options["max_pixels"]
+        del options["max_pixels"], options["realism"]
         upscale = self.pipe.config.upscale
-        finer = {"upscale": upscale} if upscale > 1 else {}  # settings of other models stay as they always were
+        own = {"upscale": upscale} if upscale > 1 else {}  # settings of other models stay as they always were
+        own |= {} if self.realism is None else {"realism": self.realism}
         return (
             options
-            | finer
+            | own
             | {
                 **self.model,
                 "software": f"c_diffset {__version__}",
@@ -114,7 +125,7 @@ class Translator:
         """The canvas that a scene or an image is translated on; all is ready, and nothing done."""
         source = on_grid_of_model(source, self.pipe)
         tiling = scene_tiling(self.pipe, source, self.settings["tile_size"], self.settings["overlap"])
-        return SceneCanvas(source, self.pipe, tiling, Sampling(self.steps, seed, self.options.batch_size), work)
+        return SceneCanvas(source, self.pipe, tiling, replace(self.sampling, seed=seed), work)
 
 
 def translate_scene(
@@ -328,6 +339,7 @@ def tags_of(raster: SarRaster, settings: dict) -> dict:
         "MODEL_REVISION": settings.get("revision"),
         "NUM_INFERENCE_STEPS": settings["num_inference_steps"],
         "SEED": settings["seed"],
+        "REALISM": settings.get("realism"),
         **about,
         TAG: json.dumps(settings),
     }

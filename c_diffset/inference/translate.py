@@ -40,6 +40,7 @@ def translate(
     stac: bool = False,
     threads: int | None = None,
     preview: bool = False,
+    realism: float | None = None,
 ) -> "Translation":
     """Translate SAR images (PNG, JPEG) and scenes (GeoTIFF, Sentinel-1 GRD in SAFE) to EO images of the same names.
 
@@ -81,6 +82,8 @@ def translate(
             many write the same bytes where this is the same; otherwise sums are rounded in another order.
         preview: Also write NAME_preview.png, of at most 1024 pixels a side: the image beside its expected error, where
             the model is calibrated, or else beside its confidence.
+        realism: From 0, the best estimate of every pixel, to 1, a plausible sample with the detail that such ground may
+            have. For models of one step that were trained for it, whose own default it is when not given.
 
     Returns:
         What was written, skipped, and failed with which error: an input that cannot be read does not stop the others.
@@ -98,7 +101,7 @@ def translate(
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}: expected at least 1")
     from c_diffset.cpu import use_whole_cpu
-    from c_diffset.inference.canvas import Sampling, check_scene_model
+    from c_diffset.inference.canvas import check_scene_model
     from c_diffset.inference.inputs import find_inputs, is_scene, matching, plan_outputs
     from c_diffset.inference.job import Job
     from c_diffset.inference.scene import Translator
@@ -108,7 +111,7 @@ def translate(
     reading = {"units": units, "bands": bands, "despeckle": despeckle, "crs": crs, "resolution": resolution}
     tiles = {"tile_size": tile_size, "overlap": overlap, "batch_size": batch_size}
     reading |= {"bbox": bbox, "bbox_crs": bbox_crs, "window": window, "max_pixels": max_pixels}
-    options = SceneOptions(num_inference_steps, seed, **tiles, **reading)
+    options = SceneOptions(num_inference_steps, seed, **tiles, realism=realism, **reading)
     options.check()
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +128,7 @@ def translate(
     pipe = load_pipeline(model, revision, device, dtype, vae)
     identity = {"model": model, "revision": model_revision(model, revision), "vae": vae}
     translator = Translator(pipe, options, identity)
-    check_scene_model(pipe, Sampling(translator.steps, seed, batch_size))
+    check_scene_model(pipe, translator.sampling)
     if pipe.device.type == "cpu":
         use_whole_cpu(int(os.environ.get("LOCAL_WORLD_SIZE", team.size)), threads)
     if confidence and not pipe.predicts_variance:

@@ -60,13 +60,14 @@ def evaluate_pairs(
     seed: int = 0,
     instruments: Instruments = PLAIN,
     spread_samples: int = 0,
+    realism: float | None = None,
 ) -> Iterator[PairResult]:
     """Translate and measure pairs, one result at a time.
 
     The noise of an image depends on `seed` and on its place in `pairs` alone: not on the batch size. Generated images
     are rounded to 8 bits, as they would be in a file, also before they are measured, unless the protocol says
-    otherwise. Neighbours of one size share a batch.
-    `spread` is that of `spread_samples` further samples, which the image itself is not one of.
+    otherwise. Neighbours of one size share a batch. `realism` is that of a call of the pipeline. `spread` is that of
+    `spread_samples` further samples, which the image itself is not one of.
 
     Raises:
         ValueError: a pair that does not fit the model, or NaN out of the model; the message names the pair.
@@ -80,6 +81,7 @@ def evaluate_pairs(
         tensors = [to_tensors(pair, pipe) for pair in batch]
         generators = [noise_generator(seed, number + i) for i in range(len(batch))]
         options = {"num_inference_steps": num_inference_steps, "generator": generators, "output_type": "pt"}
+        options |= {"realism": realism}
         output = pipe([pair.sar for pair in batch], **options)
         for pair, image in zip(batch, output.images, strict=True):
             if not torch.isfinite(image).all():

@@ -1,4 +1,4 @@
-"""The critics of adversarial distillation; both are built on the encoder half of the teacher's UNet."""
+"""The critics of adversarial training: of pixels, and two that are built on the encoder half of the teacher's UNet."""
 
 import copy
 from collections.abc import Iterator
@@ -69,6 +69,27 @@ def _pooling_head(channels: int, groups: int) -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(channels, 1),
     )
+
+
+class PatchCritic(nn.Module):
+    """Judges the patches of an image beside the SAR image (Isola et al., 2017), both in [-1, 1].
+
+    Logits B x positions; each of them sees 70 pixels. Group norm, in place of batch norm, keeps the images of
+    a batch apart.
+    """
+
+    def __init__(self, sar_channels: int, widths: tuple[int, ...] = (64, 128, 256, 512)):
+        super().__init__()
+        first, *others = widths
+        layers = [nn.Conv2d(sar_channels + 3, first, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for before, width in zip(widths, others, strict=False):
+            stride = 1 if width == widths[-1] else 2
+            layers += [nn.Conv2d(before, width, 4, stride=stride, padding=1, bias=False)]
+            layers += [nn.GroupNorm(32, width), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, padding=1))
+
+    def forward(self, sar: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        return self.layers(torch.cat([sar, images], dim=1)).float().flatten(1)
 
 
 class ConsistencyCritic(nn.Module):

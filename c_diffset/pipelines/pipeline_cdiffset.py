@@ -50,6 +50,7 @@ DEFAULT_RANGE = {"display": [0.0, 1.0], "db": [-30.0, 0.0], "power": [-30.0, 0.0
 EO_DEFAULT_RANGE = {"display": [0.0, 1.0], "reflectance": [0.0, 3000.0]}
 FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0, "int32": 65535.0}  # PIL opens 16-bit images as 32-bit integers
 LARGEST = 1e6  # absolute value of any number in a model's settings; more is an error, or an attack on the memory
+VARIANCE_OF = ("latents", "image")
 FEW_TIMES = 100  # of a noise schedule: with fewer, DDIM needs a number of steps that divides them
 MOST_UPSCALE = 16  # sides of the output for one of the input
 LIMITS = {"layers": 64, "block_out": LARGEST, "block": 64, "sample_size": 8192}  # of settings named so
@@ -80,7 +81,8 @@ class CDiffSETPipelineOutput(BaseOutput):
     Attributes:
         images: list of PIL images; or array B x H x W x 3 or tensor B x 3 x H x W, both in [0, 1]; or latents.
         confidence: B x H x W in (0, 1], comparable between images; None if the UNet predicts no variance.
-        variance: B x h x w, predicted variance of the clean latent, in latent units squared; None likewise.
+        variance: B x h x w, predicted variance: of the clean latent, in latent units squared, or of the image's values,
+            in units of 32 8-bit levels, squared (`config.variance_of`); None likewise.
         latents: B x C x h x w, the final latents (the EO image in [-1, 1] in pixel space), padding included; of a model
             of the residual, with the latents of the input added.
         expected_error: B x H x W, expected absolute error of a pixel in 8-bit levels, mean over r, g, b; None without
@@ -132,7 +134,26 @@ def variance_to_confidence(variance: torch.Tensor) -> torch.Tensor:
     return 1 / (1 + variance)
 
 
+def check_realism(realism: dict) -> dict:
+    """What `realism` a model was trained for: its `range` [low, high], within 0 to 1, and its `default`.
+
+    Raises:
+        ValueError: it has another form, or a default outside of its range.
+    """
+    expected = "expected {'range': [low, high], 'default': value}, 0 <= low <= value <= high <= 1"
+    limits, default = (realism.get(key) if isinstance(realism, dict) else None for key in ("range", "default"))
+    if isinstance(limits, list | tuple) and len(limits) == 2 and all(_is_number(x, 0) for x in (*limits, default)):
+        if limits[0] <= default <= limits[1] <= 1:
+            return {"range": [float(limit) for limit in limits], "default": float(default)}
+    raise ValueError(f"realism is {brief(realism)}: {expected}")
+
+
 CALIBRATION = ("variance", "expected_error", "probability")
+
+
+def calibration_key(steps: int, realism: float | None) -> str:
+    """The name of a calibration's map: the number of steps and, of a model that has it, the realism."""
+    return str(steps) if realism is None else f"{steps} at realism {realism:g}"
 
 
 def apply_calibration(confidence: torch.Tensor, knots: dict, name: str) -> torch.Tensor:
@@ -145,8 +166,8 @@ def apply_calibration(confidence: torch.Tensor, knots: dict, name: str) -> torch
 
 
 def check_calibration(calibration: dict) -> dict:
-    """The calibration, as `c-diffset calibrate` writes it: `threshold` (8-bit levels) and, for each number of steps in
-    `steps`, the knots of `apply_calibration`.
+    """The calibration, as `c-diffset calibrate` writes it: `threshold` (8-bit levels) and in `steps`, for each
+    `calibration_key`, the knots of `apply_calibration`.
 
     Raises:
         ValueError: it has another form, or knots that do not rise, which need a new calibration.
@@ -502,6 +523,10 @@ class CDiffSETPipeline(DiffusionPipeline):
             image of low resolution instead of a SAR image, is enlarged before it is encoded (see `enlarge`).
         residual: whether what is diffused is the EO latents minus those of the input, which are added in the end;
             needs an input of as many channels as the EO image.
+        realism: for a model of one step that was trained for it, the `range` of what a call can ask for, and the
+            `default`, see `check_realism`.
+        variance_of: what the variance is of: the clean "latents", or the "image" (in units of 32 8-bit levels, squared:
+            a confidence of 0.5 then stands for an error of 32 levels).
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -532,6 +557,8 @@ class CDiffSETPipeline(DiffusionPipeline):
         eo_transform: dict | None = None,
         upscale: int = 1,
         residual: bool = False,
+        realism: dict | None = None,
+        variance_of: str = "latents",
     ):
         super().__init__()
         check_autoencoder(vae)
@@ -553,6 +580,8 @@ class CDiffSETPipeline(DiffusionPipeline):
                 raise ValueError(f"{name} is {brief(value)}: expected a whole number, {least} to {most:.0f}")
         if not isinstance(residual, bool):
             raise ValueError(f"residual is {brief(residual)}: expected true or false")
+        if variance_of not in VARIANCE_OF:
+            raise ValueError(f"variance_of is {brief(variance_of)}: expected one of {VARIANCE_OF}")
         self._prompt = None if prompt_embeds is None else decode_prompt_embeds(prompt_embeds)
         if sar_transform is None:
             sar_transform = SAR_DISPLAY if upscale == 1 else LOW_RESOLUTION
@@ -566,6 +595,8 @@ class CDiffSETPipeline(DiffusionPipeline):
             eo_transform=check_eo_transform(EO_DISPLAY if eo_transform is None else eo_transform),
             upscale=upscale,
             residual=residual,
+            realism=None if realism is None else check_realism(realism),
+            variance_of=variance_of,
         )
 
     def register_modules(self, **modules) -> None:
@@ -635,10 +666,14 @@ class CDiffSETPipeline(DiffusionPipeline):
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents to images B x 3 x H x W in [-1, 1]; the inverse of `encode`."""
+        return self.decode_with_gradient(latents).clamp(-1, 1)
+
+    def decode_with_gradient(self, latents: torch.Tensor) -> torch.Tensor:
+        """As `decode`, for a loss on the images, which may lie beyond [-1, 1] here."""
         if self.vae is None:
-            return latents.clamp(-1, 1)
+            return latents
         latents = latents / self.vae.config.scaling_factor + self._latent_shift()
-        return self.vae.decode(latents.to(self.vae.dtype)).sample.clamp(-1, 1)  # pyright: ignore[reportArgumentType]
+        return self.vae.decode(latents.to(self.vae.dtype)).sample  # pyright: ignore[reportArgumentType]
 
     def _latent_shift(self) -> float:
         """What the autoencoder's latents are moved by; older configurations say nothing of it."""
@@ -701,6 +736,36 @@ class CDiffSETPipeline(DiffusionPipeline):
         last = int(self.scheduler.timesteps.max())
         if last >= count:
             raise ValueError(f"the scheduler's steps reach time {last}, of {count}: expected a smaller steps_offset")
+
+    def choose_realism(self, realism: float | None, steps: int) -> float | None:
+        """What is asked for, or the model's default; None for a model that was not trained for it.
+
+        Raises:
+            ValueError: the model was not trained for it, or not for this value, or for one step only.
+        """
+        trained = self.config.realism
+        if trained is None:
+            if realism is not None:
+                raise ValueError(f"realism is {brief(realism)}, but this model was not trained for it: leave it out")
+            return None
+        low, high = trained["range"]
+        realism = trained["default"] if realism is None else realism
+        if not _is_number(realism) or not low <= realism <= high:
+            raise ValueError(f"realism is {brief(realism)}: this model was trained for {low:g} to {high:g}")
+        if steps != 1:
+            raise ValueError(f"num_inference_steps is {steps}: a model that was trained for `realism` takes 1")
+        return float(realism)
+
+    def starting_scale(self, realism: float | None) -> float:
+        """What unit noise is multiplied by before the first step."""
+        return float(self.scheduler.init_noise_sigma) * (1.0 if realism is None else realism)
+
+    def to_variance(self, raw: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """The UNet's raw variance at one time to the `variance` of the output."""
+        variance = raw_to_variance(raw)
+        if self.config.variance_of == "image":
+            return variance
+        return clean_variance(variance, self.scheduler.alphas_cumprod[timestep], self.config.prediction_type)
 
     def check_channels(self) -> None:
         """Refuse components and a `sar_transform` that do not fit together."""
@@ -775,6 +840,7 @@ class CDiffSETPipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006, the signature diffusers expects
         return_dict: bool = True,
         ensemble_size: int = 1,
+        realism: float | None = None,
     ) -> CDiffSETPipelineOutput | tuple:
         """Translate one SAR image, or a batch of one size; the EO images have `config.upscale` times its sides.
 
@@ -792,6 +858,9 @@ class CDiffSETPipeline(DiffusionPipeline):
             return_dict: False gives the tuple (images, confidence, variance, latents).
             ensemble_size: samples of each image, one after the other: the output holds their mean image, mean variance
                 and its confidence, their `spread`, and the latents of the last; not with `latents`.
+            realism: of a model of one step that was trained for it (`config.realism`), from 0, the best estimate of
+                every pixel, to 1, a plausible sample; the model's default when None. It is the standard deviation of
+                the starting noise; from no noise at all, every seed gives the same image.
 
         Raises:
             ValueError: the input, the scheduler or an argument does not fit the model; the message says what does.
@@ -802,6 +871,9 @@ class CDiffSETPipeline(DiffusionPipeline):
         self.check_inputs(steps, output_type, callback_on_step_end_tensor_inputs)
         if ensemble_size < 1 or (ensemble_size > 1 and (latents is not None or output_type == "latent")):
             raise ValueError(f"ensemble_size is {ensemble_size}: expected 1, or more without `latents` and 'latent'")
+        realism = self.choose_realism(realism, steps)
+        if ensemble_size > 1 and realism == 0:
+            raise ValueError(f"ensemble_size is {ensemble_size}, but with a realism of 0 all samples are the same")
 
         sar = self.enlarge(self.prepare_sar(sar))
         height, width = sar.shape[-2:]
@@ -809,9 +881,10 @@ class CDiffSETPipeline(DiffusionPipeline):
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         samples, self._interrupt = [], False
         while len(samples) < ensemble_size and not self.interrupt:
-            samples.append(self.denoise(sar_latents, steps, generator, latents, *callback))
+            samples.append(self.denoise(sar_latents, steps, generator, latents, *callback, realism))
 
-        output = self.postprocess(samples, height, width, steps, output_type)
+        knots = self.calibration_knots(steps, realism) if ensemble_size == 1 else None
+        output = self.postprocess(samples, height, width, knots, output_type)
         self.maybe_free_model_hooks()
         if not return_dict:
             return output.images, output.confidence, output.variance, output.latents
@@ -826,6 +899,7 @@ class CDiffSETPipeline(DiffusionPipeline):
         latents: torch.Tensor | None = None,
         callback=None,
         tensor_inputs: Sequence[str] = ("latents",),
+        realism: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """One sample: the final latents B x C x h x w, and the variance B x h x w where the UNet predicts one.
 
@@ -837,10 +911,11 @@ class CDiffSETPipeline(DiffusionPipeline):
             generator: source of the noise; one for the batch, or a list with one for each image.
             latents: the starting noise, B x C x h x w, instead of drawing it.
             callback, tensor_inputs: as `callback_on_step_end` and its tensors in a call of the pipeline.
+            realism: as in a call of the pipeline, after `choose_realism`.
         """
         shape = (len(sar_latents), self.eo_channels, *sar_latents.shape[-2:])
         self.scheduler.set_timesteps(steps)  # on the CPU, where the scheduler's scalar arithmetic never waits for a GPU
-        state = self.prepare_latents(shape, generator, latents) * self.scheduler.init_noise_sigma
+        state = self.prepare_latents(shape, generator, latents) * self.starting_scale(realism)
         prompt = self.prompt_kwargs(len(sar_latents))
 
         timesteps = self.scheduler.timesteps
@@ -851,8 +926,7 @@ class CDiffSETPipeline(DiffusionPipeline):
             for i, t in enumerate(timesteps):
                 prediction, raw = self.predict(sar_latents, state, on_device[i], prompt)
                 if raw is not None and i == confidence_step:
-                    abar = self.scheduler.alphas_cumprod[t]
-                    variance = clean_variance(raw_to_variance(raw), abar, self.config.prediction_type)
+                    variance = self.to_variance(raw, t)
                 state = step(prediction, t, state, generator=generator, return_dict=False)[0]
                 if callback is not None:
                     tensors = {"latents": state} if tensor_inputs else {}
@@ -867,7 +941,7 @@ class CDiffSETPipeline(DiffusionPipeline):
         samples: list[tuple[torch.Tensor, torch.Tensor | None]],
         height: int,
         width: int,
-        steps: int,
+        knots: dict | None,
         output_type: str,
     ) -> CDiffSETPipelineOutput:
         """Decode, bring confidence to pixels, crop the padding away, average samples, convert to `output_type`."""
@@ -876,7 +950,6 @@ class CDiffSETPipeline(DiffusionPipeline):
             variance = torch.stack([variance for _, variance in samples if variance is not None]).mean(dim=0)
             confidence = self.to_pixels(variance_to_confidence(variance))[:, :height, :width]
             maps = {"confidence": confidence, "variance": variance}
-            knots = self.calibration_knots(steps) if len(samples) == 1 else None
             if knots is not None:
                 maps["expected_error"] = apply_calibration(confidence, knots, "expected_error")
                 maps["error_probability"] = apply_calibration(confidence, knots, "probability")
@@ -895,9 +968,10 @@ class CDiffSETPipeline(DiffusionPipeline):
         maps = {"confidence": None, "variance": None} | maps
         return CDiffSETPipelineOutput(images=images, latents=latents, **maps)
 
-    def calibration_knots(self, steps: int) -> dict | None:
-        """The knots for `apply_calibration` at this number of steps; None where there are none."""
-        return None if self.config.calibration is None else self.config.calibration["steps"].get(str(steps))
+    def calibration_knots(self, steps: int, realism: float | None = None) -> dict | None:
+        """The knots for `apply_calibration` at this number of steps, and this realism; None where there are none."""
+        maps = {} if self.config.calibration is None else self.config.calibration["steps"]
+        return maps.get(calibration_key(steps, realism))
 
     def to_pixels(self, values: torch.Tensor) -> torch.Tensor:
         """Latent pixels B x h x w to image pixels B x H x W, linear between them."""

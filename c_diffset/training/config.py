@@ -58,6 +58,23 @@ class ModelConfig:
     eo_transform: dict | None = None
     default_num_inference_steps: int = number(50, 1, 10_000)
 
+    def check(self) -> None:
+        """Refuse a model that cannot be built, by ValueError."""
+        if (self.base is None) == (self.unet is None):
+            raise ValueError("model: give either `base` (fine-tune) or `unet` (from scratch), and not both")
+        if self.zero_terminal_snr and self.base is None and self.prediction_type == "epsilon":
+            raise ValueError(
+                "model.zero_terminal_snr needs prediction_type v_prediction or sample: pure noise predicts no noise"
+            )
+        if self.base is None and self.beta_schedule == "resshift":
+            if not self.residual or self.beta_range is not None:
+                raise ValueError("model.beta_schedule resshift needs model.residual true, and no model.beta_range")
+        if self.base is None and self.default_num_inference_steps > self.num_train_timesteps:
+            raise ValueError(
+                f"model.default_num_inference_steps is {self.default_num_inference_steps}: expected at most "
+                f"model.num_train_timesteps, {self.num_train_timesteps}"
+            )
+
 
 @dataclass
 class DataConfig:
@@ -283,20 +300,7 @@ class FinetuneConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if (self.model.base is None) == (self.model.unet is None):
-            raise ValueError("model: give either `base` (fine-tune) or `unet` (from scratch), and not both")
-        if self.model.zero_terminal_snr and self.model.base is None and self.model.prediction_type == "epsilon":
-            raise ValueError(
-                "model.zero_terminal_snr needs prediction_type v_prediction or sample: pure noise predicts no noise"
-            )
-        if self.model.base is None and self.model.beta_schedule == "resshift":
-            if not self.model.residual or self.model.beta_range is not None:
-                raise ValueError("model.beta_schedule resshift needs model.residual true, and no model.beta_range")
-        if self.model.base is None and self.model.default_num_inference_steps > self.model.num_train_timesteps:
-            raise ValueError(
-                f"model.default_num_inference_steps is {self.model.default_num_inference_steps}: expected at most "
-                f"model.num_train_timesteps, {self.model.num_train_timesteps}"
-            )
+        self.model.check()
         if self.data.latent_cache and self.model.base is None and self.model.vae is None:
             raise ValueError("data.latent_cache is set, but pixel space (no model.vae) has no latents: remove it")
         if self.stage == "both":

@@ -9,27 +9,31 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, LCMScheduler
 
-from c_diffset.data.eo import check_eo_of_model, some_pairs
+from c_diffset.data.eo import check_eo_of_model, declared_eo_transform, some_pairs
 from c_diffset.data.sar_values import check_sar_values
 from c_diffset.loading import no_loading_bar
 from c_diffset.models.unet import add_variance_channel
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.training.consistency import ConsistencyDistill
 from c_diffset.training.distill_config import DistillConfig
+from c_diffset.training.end_to_end import EndToEndDistill
+from c_diffset.training.finetune import build_pipeline
 from c_diffset.training.loop import make_accelerator, train
 from c_diffset.training.pairs import check_pairs, eo_alone, training_pairs
 from c_diffset.training.task import with_components
 from c_diffset.training.time_aware import TimeAwareDistill
 
-METHODS = {"consistency": ConsistencyDistill, "time_aware": TimeAwareDistill}
+METHODS = {"consistency": ConsistencyDistill, "time_aware": TimeAwareDistill, "end_to_end": EndToEndDistill}
 
 
 def load_teacher(config: DistillConfig) -> CDiffSETPipeline:
-    """The teacher, a many-step pipeline of this project.
+    """The teacher, a many-step pipeline of this project; or, where there is none, the model to start from.
 
     Raises:
         ValueError: it is another pipeline, or a few-step student itself.
     """
+    if config.teacher is None:
+        return build_pipeline(config.model)
     teacher = _load(config.teacher, config.revision, "teacher")
     if not isinstance(teacher.scheduler, DDIMScheduler | DDPMScheduler):
         raise ValueError(
@@ -74,9 +78,20 @@ def build_student(config: DistillConfig, teacher: CDiffSETPipeline) -> CDiffSETP
         unet=unet,
         scheduler=scheduler,
         default_num_inference_steps=config.steps,
+        **starting_noise(config),
         # at pure noise, the one time at which no part of the true image has leaked into what the student sees
         confidence_timestep=scheduler.config.num_train_timesteps - 1,
     )
+
+
+def starting_noise(config: DistillConfig) -> dict:
+    """What end-to-end fine-tuning says of its students: the noise they start from, and what their variance is of."""
+    if config.method != "end_to_end":
+        return {}
+    settings = config.end_to_end
+    graded = {"range": [0.0, 1.0], "default": settings.default_realism}
+    realism = {"zero": {"range": [0.0, 0.0], "default": 0.0}, "graded": graded, "random": None}
+    return {"realism": realism[settings.starting_noise], "variance_of": "image"}
 
 
 def check_times(config: DistillConfig, num_train_timesteps: int) -> None:
@@ -86,6 +101,8 @@ def check_times(config: DistillConfig, num_train_timesteps: int) -> None:
         if 2 * grid > num_train_timesteps:  # its first time would be time 0, which stands for the clean image
             found = f"consistency.grid is {grid}, but the teacher has {num_train_timesteps} times"
             raise ValueError(f"{found}: expected at most half as many")
+        return
+    if config.method == "end_to_end" and (not config.critic.weight or config.critic.head == "patch"):
         return
     for name in ("score_timesteps", "critic_timesteps"):
         highest = max(getattr(config.time_aware, name))
@@ -117,8 +134,12 @@ def distill(config: DistillConfig) -> Path:
     """Distil as `config` says; returns the folder of the finished student."""
     accelerator = make_accelerator(config)
     some = check_pairs(config, accelerator)
-    teacher = load_teacher(config)
     pairs, source = training_pairs(config), config.data.source
+    if config.teacher is None and config.model.eo_transform is None:
+        config.model.eo_transform = declared_eo_transform(pairs, source)  # a setting of the run from here on
+    teacher = load_teacher(config)
+    if teacher.unet.config.sample_size is None:  # scenes are translated in tiles of what the model was trained at
+        teacher.unet.register_to_config(sample_size=config.data.crop_size // teacher.vae_scale_factor)
     check_eo_of_model(pairs, teacher.config.eo_transform, source)
     if not eo_alone(config):
         check_sar_values(some_pairs(pairs), teacher.config.sar_transform, source)

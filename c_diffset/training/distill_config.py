@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from c_diffset.training.config import OptimizerConfig, RunConfig
+from c_diffset.training.config import ModelConfig, OptimizerConfig, RunConfig
 from c_diffset.training.limits import MOST_WEIGHT, number
 
 
@@ -50,6 +50,35 @@ class TimeAwareConfig:
 
 
 @dataclass
+class EndToEndConfig:
+    """Fine-tuning of one step on the decoded image (Garcia et al., arXiv 2409.11355; Parmar et al., 2403.12036).
+
+    Attributes:
+        pixel_loss: Distance of the image from the true one: "l1", "charbonnier" (a smooth L1) or "l2".
+        pixel_weight: Weight of that distance.
+        diversity: Strength, from 0 to 1, with which two samples of a realism of 1 are kept apart. With 1, pixels and
+            local textures follow the energy score, whose best model draws from the true distribution.
+        texture_weight: Weight of the same distance between filtered images, by random filters of several sizes.
+        lpips_weight: Weight of LPIPS, which then says nothing as a figure; 0 leaves it out.
+        lpips_net: Network of that LPIPS.
+        lpips_weights: File with the complete weights of that network; without it, they are downloaded.
+        starting_noise: What the one step starts from: "zero" noise (one best estimate), "random" noise (samples), or
+            "graded": noise of any strength from zero to random, which is the `realism` of the model.
+        default_realism: Realism of the model where none is asked for, with graded noise.
+    """
+
+    pixel_loss: Literal["l1", "charbonnier", "l2"] = "charbonnier"
+    pixel_weight: float = number(1.0, 0.0, MOST_WEIGHT)
+    diversity: float = number(0.0, 0.0, 1.0)
+    texture_weight: float = number(0.0, 0.0, MOST_WEIGHT)
+    lpips_weight: float = number(0.0, 0.0, MOST_WEIGHT)
+    lpips_net: Literal["squeeze", "alex", "vgg"] = "squeeze"
+    lpips_weights: str | None = None
+    starting_noise: Literal["zero", "random", "graded"] = "graded"
+    default_realism: float = number(0.0, 0.0, 1.0)
+
+
+@dataclass
 class CriticConfig:
     """The adversarial term.
 
@@ -58,14 +87,14 @@ class CriticConfig:
         loss: Form of the adversarial loss: "softplus", "hinge" or "wasserstein".
         real: What counts as real for the consistency critic: the "target"'s prediction, or the "data".
         head: What turns the features of the teacher's UNet into a verdict: the "light" head, or the far larger one that
-            was "published" with the method.
+            was "published" with the method. For end-to-end fine-tuning also "patch", which reads pixels.
         optimizer: Settings of the critic's optimiser.
     """
 
     weight: float = number(0.0, 0.0, MOST_WEIGHT)
     loss: Literal["softplus", "hinge", "wasserstein"] = "softplus"
     real: Literal["target", "data"] = "target"
-    head: Literal["light", "published"] = "light"
+    head: Literal["light", "published", "patch"] = "light"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
@@ -74,26 +103,31 @@ class DistillConfig(RunConfig):
     """Distillation of a teacher into a student of few steps or one.
 
     Attributes:
-        teacher: Folder or Hub id of the fine-tuned pipeline that teaches.
+        teacher: Folder or Hub id of the fine-tuned pipeline that teaches, or that end-to-end fine-tuning starts from.
         revision: Hub revision of the teacher.
         student: Folder or Hub id of the pipeline that the student starts from; null starts from the teacher.
         lora_rank: Rank of the LoRA that is trained instead of all weights; 0 trains all weights.
-        method: Method of distillation: "consistency" (1 to 8 steps) or "time_aware" (one step).
+        model: What end-to-end fine-tuning starts from where there is no teacher: a base model, or a UNet from scratch.
+        method: Method of distillation: "consistency" (1 to 8 steps), "time_aware" (one step), or "end_to_end" (one step
+            that is trained on the image, and need not imitate a teacher).
         consistency: Settings of consistency distillation.
         time_aware: Settings of time-aware distillation.
-        critic: Settings of the adversarial term, which either method can have.
+        end_to_end: Settings of end-to-end fine-tuning.
+        critic: Settings of the adversarial term, which every method can have.
         confidence_weight: Weight of the loss of the student's variance, which is trained on the student's own error.
         default_num_inference_steps: Number of sampling steps that the student takes unless told otherwise; null takes 4
-            for consistency and 1 for time-aware distillation.
+            for consistency distillation and 1 for the other methods.
     """
 
-    teacher: str
+    teacher: str | None = None
     revision: str | None = None
     student: str | None = None
     lora_rank: int = number(0, 0, 8192)
-    method: Literal["consistency", "time_aware"] = "consistency"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: Literal["consistency", "time_aware", "end_to_end"] = "consistency"
     consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
     time_aware: TimeAwareConfig = field(default_factory=TimeAwareConfig)
+    end_to_end: EndToEndConfig = field(default_factory=EndToEndConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     confidence_weight: float = number(1.0, 0.0, MOST_WEIGHT)
     default_num_inference_steps: int | None = number(None, 1, 10_000)
@@ -113,6 +147,47 @@ class DistillConfig(RunConfig):
             low, high = getattr(self.time_aware, name)
             if low > high:
                 raise ValueError(f"time_aware.{name} is {low}, {high}: expected the lowest first")
+        self._check_start()
+        if self.method == "end_to_end":
+            self._check_end_to_end()
+        elif self.critic.weight and self.critic.head == "patch":
+            raise ValueError(
+                f"critic.head is patch, which reads pixels, but method {self.method} makes none: use light"
+            )
+
+    def _check_start(self) -> None:
+        """Refuse a run that starts from nothing, or from two models."""
+        starts_from_model = self.model != ModelConfig()
+        if self.method != "end_to_end" and (self.teacher is None or starts_from_model):
+            raise ValueError(f"method {self.method} needs a teacher, and no model: name the folder of a fine-tuned one")
+        if (self.teacher is None) != starts_from_model:
+            raise ValueError("give either `teacher` or `model` (a base, or a UNet from scratch) to start from")
+        if starts_from_model:
+            self.model.check()
+            if self.student is not None or self.model.lora_rank:
+                raise ValueError(
+                    "student and model.lora_rank are not for a run that starts from `model`: leave them out"
+                )
+
+    def _check_end_to_end(self) -> None:
+        """Refuse losses that teach nothing, or that the method does not have."""
+        settings, critic = self.end_to_end, self.critic
+        weights = [settings.pixel_weight, settings.texture_weight, settings.lpips_weight, critic.weight]
+        if not any(weights):
+            raise ValueError(
+                "end_to_end.pixel_weight, texture_weight, lpips_weight and critic.weight are all 0, so nothing would "
+                "be learnt: raise one of them"
+            )
+        if critic.weight and critic.real != "data":
+            raise ValueError("critic.real is target, which method end_to_end has not: set it to data")
+        if critic.weight and critic.head != "patch" and self.teacher is None and self.model.base is None:
+            raise ValueError(f"critic.head is {critic.head}, which reads a trained UNet: set it to patch")
+        if self.data.latent_cache:
+            raise ValueError("data.latent_cache is set, but method end_to_end compares pixels: remove it")
+        if self.steps != 1:
+            raise ValueError(f"default_num_inference_steps is {self.steps}: method end_to_end trains one step")
+        if settings.default_realism and settings.starting_noise != "graded":
+            raise ValueError("end_to_end.default_realism is set, but only graded noise has a realism: remove it")
 
     @property
     def steps(self) -> int:

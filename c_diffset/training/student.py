@@ -50,12 +50,13 @@ class Distill(PairsTask):
         super().__init__(config, student, config.lora_rank)
         self.teacher_pipe, self.kind = teacher, teacher.config.prediction_type
         self.variance_from = 0 if config.confidence_weight else config.max_steps  # else it is not of this student
+        self.same_teacher = _SameTeacher(teacher)
         self.teacher = teacher.unet.eval().requires_grad_(False)
         if config.channels_last:
             self.teacher.to(memory_format=torch.channels_last)
         self.critic = None
         if config.critic.weight:
-            self.critic = self.critic_class(self.teacher, config.critic.head)
+            self.critic = self.make_critic()
             self.critic_optimizer = make_optimizer(self.critic.parameters(), config.critic.optimizer)
 
     def prepare(self, accelerator: Accelerator) -> None:
@@ -68,22 +69,25 @@ class Distill(PairsTask):
     def parts(self) -> dict[str, Part]:
         """As in `PairsTask`, and the critic with its optimiser, and the fingerprint of the teacher."""
         critic = {} if self.critic is None else {"critic": self.critic, "critic_optimizer": self.critic_optimizer}
-        return super().parts() | critic | {"teacher": _SameTeacher(self.teacher_pipe)}
+        return super().parts() | critic | {"teacher": self.same_teacher}
+
+    def make_critic(self) -> nn.Module:
+        """The critic, untrained."""
+        return self.critic_class(self.teacher, self.config.critic.head)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights of the losses, by name; 1 for others."""
+        return {"confidence": self.config.confidence_weight, "adversarial": self.config.critic.weight}
 
     def train_batch(self, accelerator: Accelerator, batch: dict, step: int) -> dict[str, Tensor]:
         """Forward, backward and update of the student and of the critic; returns the losses."""
         batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
-        weights = {
-            "confidence": self.config.confidence_weight,
-            "adversarial": self.config.critic.weight,
-            "regression": self.config.time_aware.regression_weight,
-            "score": self.config.time_aware.score_weight,
-        }
         models = [self.wrapped] if self.critic is None else [self.wrapped, self.wrapped_critic]
         with accelerator.accumulate(*models):
             losses = self.losses(accelerator, batch)
             critic = losses.pop("critic", None)
-            total = sum(weights.get(name, 1.0) * value for name, value in losses.items())
+            total = sum(self.weights.get(name, 1.0) * value for name, value in losses.items())
             logs = {"loss": total.detach()} | {name: value.detach() for name, value in losses.items()}
             accelerator.backward(total)
             logs |= self.update(accelerator, self.wrapped, self.optimizer, self.config.optimizer, step)
@@ -104,7 +108,10 @@ class Distill(PairsTask):
         abar = self.abar[timestep]
         prediction, raw = self.call(self.wrapped, sar, noisy, timestep)
         clean, _ = clean_and_noise(prediction, noisy, abar, self.kind)
-        return clean, clean_variance(raw_to_variance(raw), append_dims(abar, raw), self.kind)
+        variance = raw_to_variance(raw)
+        if self.pipe.config.variance_of == "image":
+            return clean, variance
+        return clean, clean_variance(variance, append_dims(abar, raw), self.kind)
 
     def confidence_loss(self, clean, eo, variance, mask) -> dict[str, Tensor]:
         """The beta-NLL of the student's own error, which moves its variance and not its image."""
@@ -112,19 +119,22 @@ class Distill(PairsTask):
             return {}
         return {"confidence": beta_nll(clean.detach(), eo, variance, CONFIDENCE_BETA, mask)}
 
-    def adversarial_losses(self, accelerator, image, real_logits, fake_logits, gradient_of) -> dict[str, Tensor]:
+    def adversarial_losses(
+        self, accelerator, image, real_logits, fake_logits, gradient_of, weight=None
+    ) -> dict[str, Tensor]:
         """The losses of student and critic from one pass of the critic, over images that are cut off from the student.
 
         `gradient_of` maps the student's adversarial loss to its gradient with respect to the cut-off `image`. The
-        gradient goes into the student's loss as a constant, so that neither loss reaches the other's weights.
+        gradient goes into the student's loss as a constant, so that neither loss reaches the other's weights. `weight`
+        (B) weights the images.
         """
         kind = self.config.critic.loss
-        value = student_loss(fake_logits, kind)
+        value = student_loss(fake_logits, kind, weight)
         scale = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()  # float16 would underflow
         product = (gradient_of(value * scale) / scale * image).sum()
         return {
             "adversarial": value.detach() + product - product.detach(),
-            "critic": critic_loss(real_logits, fake_logits, kind),
+            "critic": critic_loss(real_logits, fake_logits, kind, weight),
         }
 
 

@@ -19,6 +19,12 @@ class TimeAwareDistill(Distill):
 
     critic_class = TimeAwareCritic
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """As in the base; and those of the regression and the score."""
+        settings = self.config.time_aware
+        return super().weights | {"regression": settings.regression_weight, "score": settings.score_weight}
+
     def samples(self, accelerator: Accelerator) -> TrainingPairs | ResultSamples:
         """Training samples with more noise and, where the student is regressed to it, the teacher's result.
 
@@ -81,8 +87,11 @@ class TimeAwareDistill(Distill):
             losses |= self.critic_losses(accelerator, sar, eo, clean, batch)
         return losses
 
-    def critic_losses(self, accelerator, sar, eo, clean, batch: dict) -> dict[str, torch.Tensor]:
-        """The adversarial losses: the critic reads the teacher's features of true and student's images, both noised."""
+    def critic_losses(self, accelerator, sar, eo, clean, batch: dict, weight=None) -> dict[str, torch.Tensor]:
+        """The adversarial losses: the critic reads the teacher's features of true and student's images, both noised.
+
+        `weight` (B) weights the images.
+        """
         noise, tau = batch["noise_3"], self.time_within(batch["timestep_3"], "critic_timesteps")
         leaf = clean.detach().requires_grad_()
         features = []
@@ -98,7 +107,7 @@ class TimeAwareDistill(Distill):
             gradients = torch.autograd.grad(loss, cut[:-1], retain_graph=True)
             return torch.autograd.grad(fake[:-1], leaf, gradients)[0]
 
-        return self.adversarial_losses(accelerator, clean, *logits, gradient_of)
+        return self.adversarial_losses(accelerator, clean, *logits, gradient_of, weight)
 
     def time_within(self, timestep: torch.Tensor, name: str) -> torch.Tensor:
         """Times drawn from all times, as times drawn from the range `name` of the settings."""

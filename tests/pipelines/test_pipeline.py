@@ -50,6 +50,7 @@ def test_call_signature():
         "callback_on_step_end_tensor_inputs",
         "return_dict",
         "ensemble_size",
+        "realism",
     ]
 
 

@@ -27,6 +27,7 @@ from tests.helpers import log_lines
 
 SAR = {"units": "display", "range": [0.0, 1.0], "channels": [0, 0, 0]}
 SPACES = ("kl", "pixel")
+OF_TEACHERS = ("consistency", "time_aware")  # the methods that imitate a teacher
 
 
 @pytest.fixture(autouse=True)
@@ -174,7 +175,7 @@ def plain_gradients(task, accelerator, batch) -> tuple[dict, dict]:
 
 
 @pytest.mark.parametrize("head", ["light", "published"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_TEACHERS)
 @pytest.mark.parametrize("space", SPACES)
 def test_one_pass_of_the_critic_gives_the_gradients_of_two(method, space, head, teachers, source, tmp_path):
     critic = CriticConfig(1.0, "softplus" if method == "consistency" else "hinge", real="data", head=head)
@@ -284,7 +285,7 @@ def changed_teacher(teacher: str, folder: Path, **options) -> str:
 # ---------------------------------------------------------------------------------------------------- students
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_TEACHERS)
 @pytest.mark.parametrize("space", SPACES)
 def test_a_student_loads_and_runs_without_arguments(method, space, teachers, source, tmp_path, sar):
     output = tmp_path / "run"
@@ -361,7 +362,7 @@ def test_a_student_of_a_student(teachers, source, tmp_path):
     distill(config)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_TEACHERS)
 def test_nothing_is_learned_from_invalid_pixels(method, teachers, source, tmp_path):
     """With a mask, neither loss depends on what the images hold where it says invalid."""
     config = settings(teachers["pixel"], source, tmp_path / "run", **with_critic(method))
@@ -536,7 +537,7 @@ def test_the_teachers_results_of_a_residual_are_residuals(teachers, source, tmp_
     assert torch.equal(eo, batch["eo"] - sar)
 
 
-@pytest.mark.parametrize("method", ["consistency", "time_aware"])
+@pytest.mark.parametrize("method", OF_TEACHERS)
 def test_a_teacher_by_the_process_of_resshift(method, teachers, source, tmp_path):
     """Fifteen times: TAD-SR's own ranges are settings, and a consistency grid has at most half as many times."""
     teacher = CDiffSETPipeline.from_pretrained(teachers["pixel"])
