@@ -85,7 +85,7 @@ def calibrate(
         key = calibration_key(steps, one)
         results = evaluate_pairs(pipe, pairs, steps, batch_size, seed, realism=one)
         pool = VariancePool(threshold)
-        for result in tqdm(results, f"steps: {key}", pairs.expected_images, unit="image"):
+        for result in tqdm(results, f"{key} (steps)", pairs.expected_images, unit="image"):
             pool.add(result)
         if not pool.images:
             raise ValueError(f"{data}, split {split}: no valid pixel to calibrate on (crop_size {crop_size})")

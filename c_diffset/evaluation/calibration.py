@@ -136,8 +136,9 @@ def describe(key: str, calibration: dict[str, list[float]], pool: VariancePool) 
     """The rank correlation, and expected against measured error by decile of the variance, as text."""
     curve = pool.deciles(calibration)
     rows = [("expected", curve.expected), ("measured", curve.measured)]
+    steps, _, rest = key.partition(" ")
     lines = [
-        f"steps: {key}, {pool.images} images: rank correlation of variance and error "
+        f"{steps} steps {rest}".rstrip() + f", {pool.images} images: rank correlation of variance and error "
         f"{np.mean(pool.correlations):.3f} (mean over images)",
         "error in levels by decile of the variance, on the images of the fit",
     ]

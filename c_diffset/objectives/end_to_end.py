@@ -25,8 +25,9 @@ def energy_score(images, true, other, diversity: torch.Tensor, kind: str) -> tor
     """d(x, y) - diversity d(x, sg(x')), averaged: x and x' are samples of one input, y is the true image.
 
     With a `diversity` (B) of 1 its gradient is that of the energy score E d(X, y) - E d(X, X') / 2, which only the true
-    distribution makes least (Gneiting and Raftery, 2007); for "l1" this is the CRPS of every value. With 0 it is the
-    plain distance, whose best image is one estimate, the median for "l1". Without `other` (None), likewise.
+    distribution makes least (Gneiting and Raftery, 2007); for "l1" this is the CRPS of every value, for "l2" the square
+    error of the samples' mean, which leaves their spread to other losses (Ohayon et al., 2021). With 0, or
+    without `other`, it is the plain distance, whose best image is one estimate: the median for "l1", the mean for "l2".
     """
     distance = pixel_distance(images, true, kind)
     if other is not None:
@@ -51,15 +52,15 @@ def draw_filters(count: int, channels: int, size: int, generator: torch.Generato
     return filters / filters.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
 
 
-def texture_score(images, true, other, diversity: torch.Tensor, filters: list[torch.Tensor], kind: str):
-    """The `energy_score` of filtered images: one filter bank for each halving of the image, mean over them."""
+def texture_score(images, true, other, diversity: torch.Tensor, filters: list[torch.Tensor]) -> torch.Tensor:
+    """The `energy_score` of filtered images, "l1": one filter bank for each halving of the image, mean over them."""
     scores = []
     for scale, bank in enumerate(filters):
         if min(images.shape[-2:]) >> scale < bank.shape[-1]:
             break
         seen = [None if x is None else random_filters(x, bank, scale) for x in (images, true, other)]
-        scores.append(energy_score(*seen, diversity, kind))
-    return sum(scores) / len(scores)
+        scores.append(energy_score(*seen, diversity, "l1"))
+    return torch.stack(scores).mean()
 
 
 def perceptual_distance(lpips, images: torch.Tensor, true: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -80,7 +80,7 @@ class EndToEndDistill(TimeAwareDistill):
         if self.settings.pixel_weight:
             losses["pixel"] = energy_score(*compared, self.settings.pixel_loss)
         if self.settings.texture_weight:
-            losses["texture"] = texture_score(*compared, self.filters(batch), self.settings.pixel_loss)
+            losses["texture"] = texture_score(*compared, self.filters(batch))
         if self.lpips is not None:
             losses["lpips"] = perceptual_distance(self.lpips, image, true, realism)
         if self.critic is not None and self.config.critic.head == "patch":

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -337,3 +338,18 @@ def test_real_scenes(make_pipe, tmp_path):
         with rasterio.open(path) as sar, rasterio.open(outputs.eo) as eo:
             assert (eo.crs, eo.transform, eo.shape) == (sar.crs, sar.transform, sar.shape)
             np.testing.assert_array_equal(eo.dataset_mask() > 0, (sar.read_masks(1) > 0) & np.isfinite(sar.read(1)))
+
+
+def test_a_scene_says_its_realism(make_pipe, scene, tmp_path):
+    """The best estimate has no seed; tags and item say which picture a file is."""
+    pipe = make_pipe("tiny", realism={"range": [0.0, 1.0], "default": 0.0}, variance_of="image")
+    pixels = {}
+    for name, options in (("a", {}), ("b", {"seed": 1}), ("c", {"realism": 1.0})):
+        outputs = translate_scene(scene, pipe, tmp_path / name, replace(SMALL, **options), stac=True)
+        with rasterio.open(outputs.eo) as made:
+            pixels[name], realism = made.read(), made.tags()["REALISM"]
+        item = json.loads(outputs.item.read_text())
+        assert float(realism) == item["properties"]["c_diffset:realism"] == (1.0 if name == "c" else 0.0)
+    assert np.array_equal(pixels["a"], pixels["b"]) and not np.array_equal(pixels["a"], pixels["c"])
+    with pytest.raises(ValueError, match="realism is 2"):
+        translate_scene(scene, pipe, tmp_path / "d", replace(SMALL, realism=2))

@@ -67,3 +67,42 @@ def test_ensembles_that_cannot_be(make_pipe, sar):
             pipe(sar, 1, **options)
     with pytest.raises(ValueError, match="ensemble_size"):
         pipe(sar, 1, latents=torch.zeros(1, 4, 8, 8), ensemble_size=2)
+
+
+def test_realism_is_the_strength_of_the_starting_noise(make_pipe, sar):
+    """Of a model that was trained for it; its pictures between the ends are those of noise of their strength."""
+    pipe = make_pipe("tiny", default_num_inference_steps=1, realism={"range": [0.0, 1.0], "default": 0.5})
+    noise = torch.randn(1, 4, 8, 8, generator=torch.manual_seed(0))
+    plain = make_pipe("tiny", default_num_inference_steps=1)
+    for realism in (0.0, 0.3, None, 1.0):
+        found = pipe(sar, latents=noise, realism=realism, output_type="pt")
+        expected = plain(sar, latents=noise * (0.5 if realism is None else realism), output_type="pt")
+        assert torch.equal(found.images, expected.images) and torch.equal(found.confidence, expected.confidence)
+
+
+def test_realism_that_makes_no_sense(make_pipe, sar):
+    pipe = make_pipe("pixel", default_num_inference_steps=1, realism={"range": [0.0, 0.5], "default": 0.0})
+    for realism in (-0.1, 0.6, float("nan"), True, "1"):
+        with pytest.raises(ValueError, match="this model was trained for 0 to 0.5"):
+            pipe(sar, realism=realism)
+    with pytest.raises(ValueError, match="a model that was trained for `realism` takes 1"):
+        pipe(sar, num_inference_steps=2)
+    with pytest.raises(ValueError, match="with a realism of 0 all samples are the same"):
+        pipe(sar, ensemble_size=2)
+    with pytest.raises(ValueError, match="realism is 0.5, but this model was not trained for it"):
+        make_pipe("pixel")(sar, realism=0.5)
+    for bad in ({"range": [0.5, 0.0], "default": 0.2}, {"range": [0, 2], "default": 1}, {"range": [0, 1]}, [0, 1], "x"):
+        with pytest.raises(ValueError, match="realism is .*: expected {'range'"):
+            make_pipe("pixel", realism=bad)
+    with pytest.raises(ValueError, match="variance_of is 'x'"):
+        make_pipe("pixel", variance_of="x")
+
+
+def test_every_realism_has_a_calibration_of_its_own(make_pipe, sar):
+    pipe = make_pipe("pixel", default_num_inference_steps=1, realism={"range": [0.0, 1.0], "default": 0.0})
+    knots = {"variance": [0.0, 10.0], "expected_error": [1.0, 1.0], "probability": [0.0, 0.1]}
+    maps = {"1 at realism 0": knots, "1 at realism 0.25": knots | {"expected_error": [2.0, 2.0]}, "1": knots}
+    pipe.register_to_config(calibration={"threshold": 32.0, "steps": maps})
+    assert pipe(sar, output_type="np").expected_error.max() == 1
+    assert pipe(sar, output_type="np", realism=0.25).expected_error.min() == 2
+    assert pipe(sar, output_type="np", realism=0.5).expected_error is None

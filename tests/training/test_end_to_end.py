@@ -183,10 +183,10 @@ def test_filters_see_texture_and_no_level():
     bank = [draw_filters(8, 3, 5, torch.manual_seed(0)) for _ in range(3)]
     image = torch.rand(2, 3, 16, 16)
     none = torch.zeros(2)
-    same = texture_score(image + 0.3, image, None, none, bank, "l2")
-    other = texture_score(image.flip(-1), image, None, none, bank, "l2")
-    assert same < 1e-10 < 0.01 < other
-    assert texture_score(image, image, None, none, bank, "l1") == 0
+    same = texture_score(image + 0.3, image, None, none, bank)
+    other = texture_score(image.flip(-1), image, None, none, bank)
+    assert same < 1e-5 < 0.05 < other
+    assert texture_score(image, image, None, none, bank) == 0
     with pytest.raises(ValueError, match="pixel_loss 'l3'"):
         pixel_distance(image, image, "l3")
 
