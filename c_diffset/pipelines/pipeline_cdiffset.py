@@ -141,9 +141,10 @@ def check_realism(realism: dict) -> dict:
         ValueError: it has another form, or a default outside of its range.
     """
     expected = "expected {'range': [low, high], 'default': value}, 0 <= low <= value <= high <= 1"
-    limits, default = (realism.get(key) if isinstance(realism, dict) else None for key in ("range", "default"))
-    if isinstance(limits, list | tuple) and len(limits) == 2 and all(_is_number(x, 0) for x in (*limits, default)):
-        if limits[0] <= default <= limits[1] <= 1:
+    if isinstance(realism, dict) and set(realism) == {"range", "default"}:
+        limits, default = realism["range"], realism["default"]
+        pair = isinstance(limits, list | tuple) and len(limits) == 2
+        if pair and all(_is_number(x, 0) for x in (*limits, default)) and limits[0] <= default <= limits[1] <= 1:
             return {"range": [float(limit) for limit in limits], "default": float(default)}
     raise ValueError(f"realism is {brief(realism)}: {expected}")
 
