@@ -6,6 +6,8 @@ from typing import Literal
 from c_diffset.training.config import ModelConfig, OptimizerConfig, RunConfig
 from c_diffset.training.limits import MOST_WEIGHT, number
 
+SMALLEST_PATCH = 32  # pixels of a side that the critic of patches can halve three times
+
 
 @dataclass
 class ConsistencyConfig:
@@ -182,6 +184,8 @@ class DistillConfig(RunConfig):
             raise ValueError("critic.real is target, which method end_to_end has not: set it to data")
         if critic.weight and critic.head != "patch" and self.teacher is None and self.model.base is None:
             raise ValueError(f"critic.head is {critic.head}, which reads a trained UNet: set it to patch")
+        if critic.weight and critic.head == "patch" and self.data.crop_size < SMALLEST_PATCH:
+            raise ValueError(f"critic.head patch needs a data.crop_size of {SMALLEST_PATCH} at least, or a weight of 0")
         if self.data.latent_cache:
             raise ValueError("data.latent_cache is set, but method end_to_end compares pixels: remove it")
         if self.steps != 1:

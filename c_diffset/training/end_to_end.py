@@ -80,7 +80,7 @@ class EndToEndDistill(TimeAwareDistill):
         if self.settings.pixel_weight:
             losses["pixel"] = energy_score(*compared, self.settings.pixel_loss)
         if self.settings.texture_weight:
-            losses["texture"] = texture_score(*compared, self.filters(batch))
+            losses["texture"] = texture_score(*compared, self.filters(batch, accelerator.num_processes))
         if self.lpips is not None:
             losses["lpips"] = perceptual_distance(self.lpips, image, true, realism)
         if self.critic is not None and self.config.critic.head == "patch":
@@ -111,9 +111,9 @@ class EndToEndDistill(TimeAwareDistill):
             return {}
         return {"confidence": beta_nll(image.detach(), true, variance, CONFIDENCE_BETA, mask)}
 
-    def filters(self, batch: dict) -> list[Tensor]:
-        """The random filters of this update."""
-        generator = torch.Generator().manual_seed(int(batch["number"][0]))
+    def filters(self, batch: dict, processes: int) -> list[Tensor]:
+        """The random filters of this batch, which are the same in all processes."""
+        generator = torch.Generator().manual_seed(int(batch["number"][0]) // (self.config.batch_size * processes))
         device, channels = batch["eo"].device, batch["eo"].shape[1]
         return [draw_filters(FILTERS, channels, FILTER_SIZE, generator).to(device) for _ in range(SCALES)]
 

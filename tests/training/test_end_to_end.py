@@ -237,6 +237,7 @@ def test_an_autoencoder_without_gradients_is_refused(starts):
         ({"model": ModelConfig(base="b")}, "either `teacher` or `model`"),
         ({"method": "consistency", "teacher": None}, "needs a teacher"),
         ({"method": "consistency", "critic": PATCH}, "critic.head is patch"),
+        ({"critic": PATCH, "data": DataConfig(source="x", crop_size=16)}, "data.crop_size of 32 at least"),
     ],
 )
 def test_settings_that_teach_nothing(changes, message, source, tmp_path):

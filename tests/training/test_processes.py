@@ -22,7 +22,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.mark.parametrize(
     "method, head",
-    [("finetune", None), ("consistency", "light"), ("time_aware", "light"), ("time_aware", "published")],
+    [("finetune", None), ("consistency", "light"), ("time_aware", "light"), ("time_aware", "published")]
+    + [("end_to_end", "patch")],
 )
 def test_two_processes_equal_twice_the_batch(method, head, tmp_path, make_pipe):
     write_pairs(tmp_path / "data", 5, size=32)
@@ -39,6 +40,9 @@ def test_two_processes_equal_twice_the_batch(method, head, tmp_path, make_pipe):
         make_pipe("pixel").save_pretrained(tmp_path / "teacher")
         settings |= {"teacher": str(tmp_path / "teacher"), "method": method, "critic": {"weight": 1.0, "head": head}}
         settings |= {"time_aware": {"results": str(tmp_path / "results"), "num_results": 65, "teacher_steps": 1}}
+    if method == "end_to_end":
+        settings["critic"]["real"] = "data"
+        settings |= {"end_to_end": {"diversity": 1.0, "texture_weight": 1.0}}
     accelerate = str(Path(sys.executable).parent / "accelerate")
     for processes, batch_size in ((1, 4), (2, 2)):
         config = tmp_path / f"{processes}.yaml"

@@ -32,7 +32,7 @@ from c_diffset.training.config import (
     ValidationConfig,
 )
 from c_diffset.training.distill import distill
-from c_diffset.training.distill_config import CriticConfig, DistillConfig, TimeAwareConfig
+from c_diffset.training.distill_config import CriticConfig, DistillConfig, EndToEndConfig, TimeAwareConfig
 from c_diffset.training.finetune import Finetune, build_pipeline, finetune
 from c_diffset.training.loop import _Progress, make_accelerator, train
 from c_diffset.training.run import RunFolder
@@ -267,8 +267,10 @@ def test_the_scale_of_float16_gradients_goes_on(source, tmp_path):
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("head", ["light", "published"])
-@pytest.mark.parametrize("method", ["consistency", "time_aware"])
+OF_TEACHERS = [(method, head) for method in ("consistency", "time_aware") for head in ("light", "published")]
+
+
+@pytest.mark.parametrize("method, head", [*OF_TEACHERS, ("end_to_end", "patch")])
 def test_a_student_and_its_critic_go_on(method, head, trained, source, tmp_path, monkeypatch):
     """Student, critic, both optimisers, target and average: a lost one would change the losses that follow.
 
@@ -282,7 +284,9 @@ def test_a_student_and_its_critic_go_on(method, head, trained, source, tmp_path,
         teacher=str(Path(trained.output_dir, "pipeline")),
         method=method,
         time_aware=TimeAwareConfig(results=str(tmp_path / "results"), num_results=5, teacher_steps=2),
-        critic=CriticConfig(1.0, head=head),
+        end_to_end=EndToEndConfig(diversity=1.0, texture_weight=1.0),
+        data=DataConfig(source=str(source), crop_size=32, validation_split=None),
+        critic=CriticConfig(1.0, real="data" if method == "end_to_end" else "target", head=head),
         gradient_accumulation_steps=2,
         checkpoint_every=2,
     )
