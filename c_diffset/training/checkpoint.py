@@ -68,12 +68,26 @@ def load_checkpoint(folder: Path, parts: dict[str, Part]) -> None:
                 moments = {int(key): value for key, value in state.items()}
                 state = part.state_dict() | {"state": moments}
             part.load_state_dict(state)
+            if isinstance(part, Optimizer):
+                _order_as_weights(part)
         except (RuntimeError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(
                 f"{folder} does not fit this {name}, so that another model was trained here: choose another output_dir "
                 f"({reason})"
             ) from None
+
+
+def _order_as_weights(optimizer: Optimizer) -> None:
+    """Lay the moments out in memory as the weights are, which another setting of `channels_last` may have turned.
+
+    The fused optimiser goes through the memory of both, and does not look at its order.
+    """
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            one_for_each = isinstance(value, torch.Tensor) and value.shape == parameter.shape
+            if one_for_each and value.is_floating_point() and value.stride() != parameter.stride():
+                moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _with_tensors(value, file):

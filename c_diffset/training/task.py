@@ -16,6 +16,7 @@ from c_diffset.data.degraded_crops import DegradedCrops, crops_folder, encode_cr
 from c_diffset.data.latents import CachedPairs, build_latent_cache, fingerprint
 from c_diffset.data.pairs import Pair
 from c_diffset.data.teacher_results import build_results
+from c_diffset.models.cpu_training import attend_in_float32, keep_channels_last
 from c_diffset.models.unet import add_lora, without_variance
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.training.checkpoint import Part
@@ -29,10 +30,10 @@ PRECISION = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def make_optimizer(parameters, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW, or its 8-bit form."""
+    """AdamW in one pass over the weights, or its 8-bit form."""
     options = dict(lr=config.learning_rate, betas=tuple(config.betas), weight_decay=config.weight_decay)
     if not config.use_8bit_adam:
-        return torch.optim.AdamW(parameters, **options)
+        return torch.optim.AdamW(parameters, fused=True, **options)
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:
@@ -73,6 +74,8 @@ class Task:
         """Wrap what is trained and its optimiser for the device and the number of processes."""
         if self.config.compile:
             self.trained.compile()
+        elif accelerator.device.type == "cpu":
+            self.tune_for_cpu(accelerator.mixed_precision)
         self.model.to(accelerator.device)
         self.wrapped, self.optimizer = accelerator.prepare(self.trained, self.optimizer)
         self.autocast = accelerator.autocast
@@ -80,6 +83,13 @@ class Task:
         pairs = validation_pairs(self.config) if accelerator.is_main_process else None
         if pairs is not None:
             self.validator = Validator(pairs, self.config.validation, accelerator.device, self.degradation)
+
+    def tune_for_cpu(self, precision: str) -> None:
+        """Take the ways of torch that are fast on a CPU; they differ in rounding alone."""
+        if precision == "bf16":
+            attend_in_float32(self.model)
+        if self.config.channels_last:
+            keep_channels_last(self.model)
 
     def parts(self) -> dict[str, Part]:
         """What a checkpoint holds, by name."""

@@ -28,6 +28,7 @@ from c_diffset.training.config import (
     DataConfig,
     FinetuneConfig,
     ModelConfig,
+    OptimizerConfig,
     SmallUNetConfig,
     ValidationConfig,
 )
@@ -36,6 +37,7 @@ from c_diffset.training.distill_config import CriticConfig, DistillConfig, EndTo
 from c_diffset.training.finetune import Finetune, build_pipeline, finetune
 from c_diffset.training.loop import _Progress, make_accelerator, train
 from c_diffset.training.run import RunFolder
+from c_diffset.training.task import make_optimizer
 from tests.conftest import tiny_scheduler
 from tests.helpers import ROOT, fresh_accelerate, log_lines, short_run
 
@@ -345,6 +347,24 @@ def test_every_form_of_tensor_comes_back(tmp_path):
     assert part.loaded["nested"]["3"]["step"] == 3 and torch.equal(part.loaded["4"].pop("qmap1"), table)
     assert part.loaded["4"] == {"name": "text", "scale": 65536.0, "flags": [True, None]}
     assert (tmp_path / "part.safetensors").stat().st_size < 256 * 4 + 3000, "a shared tensor is stored once"
+
+
+def test_moments_follow_the_weights_into_another_order_of_memory(tmp_path):
+    """The fused optimiser of torch does not look at the order: a run may go on with another `channels_last`."""
+
+    def stepped(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter) -> torch.Tensor:
+        weight.grad = torch.empty_like(weight).copy_(torch.linspace(-9, 9, 54).cos().reshape(weight.shape))
+        optimizer.step()
+        return weight.detach().clone()
+
+    start = torch.linspace(-1, 1, 54).sin().reshape(2, 3, 3, 3)
+    weight = torch.nn.Parameter(start.clone())
+    optimizer = make_optimizer([weight], OptimizerConfig())
+    turned = torch.nn.Parameter(stepped(optimizer, weight).to(memory_format=torch.channels_last))
+    save_checkpoint(tmp_path, {"optimizer": optimizer}, 1)
+    other = make_optimizer([turned], OptimizerConfig())
+    load_checkpoint(tmp_path, {"optimizer": other})
+    assert torch.equal(stepped(other, turned), stepped(optimizer, weight))
 
 
 # ----------------------------------------------------------------------------------------- nothing in a folder is run
