@@ -1,4 +1,4 @@
-"""Losses of one step on the image: distances, and the energy score of samples; images are B x C x H x W in [-1, 1]."""
+"""Losses of one step on the image, B x C x H x W in any unit: distances, and the energy score of samples."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from c_diffset.objectives.adversarial import weighted_mean
 from c_diffset.objectives.denoising import append_dims
 
-CHARBONNIER = 1e-2  # width of the smooth part, about one 8-bit level
+CHARBONNIER = 1 / 32  # width of the smooth part: one 8-bit level where the unit is 32 of them
 
 
 def pixel_distance(images: torch.Tensor, others: torch.Tensor, kind: str) -> torch.Tensor:

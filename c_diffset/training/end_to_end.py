@@ -19,7 +19,7 @@ from c_diffset.training.distill_config import DistillConfig
 from c_diffset.training.student import CONFIDENCE_BETA, keep_valid
 from c_diffset.training.time_aware import TimeAwareDistill
 
-LEVELS = 127.5 / 32  # [-1, 1] in units of 32 8-bit levels: those of a variance of the image
+LEVELS = 127.5 / 32  # [-1, 1] in units of 32 8-bit levels: those of a variance of the image, and of its distances
 FILTERS, FILTER_SIZE, SCALES = 32, 5, 4  # random filters, new for each update: of each scale, their side, and scales
 
 
@@ -75,8 +75,9 @@ class EndToEndDistill(TimeAwareDistill):
         image, other = keep_valid(image, true, valid), None
         if self.needs_two:
             with torch.no_grad():
-                other = keep_valid(self.one_step(accelerator, sar, batch["noise_2"], realism)[1], true, valid)
-        compared = (image, true, other, self.settings.diversity * realism)
+                other = LEVELS * keep_valid(self.one_step(accelerator, sar, batch["noise_2"], realism)[1], true, valid)
+        # in the units of the variance, whose loss would outweigh them otherwise
+        compared = (image * LEVELS, true * LEVELS, other, self.settings.diversity * realism)
         if self.settings.pixel_weight:
             losses["pixel"] = energy_score(*compared, self.settings.pixel_loss)
         if self.settings.texture_weight:
