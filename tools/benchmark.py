@@ -17,10 +17,9 @@ from pathlib import Path
 import torch
 from accelerate.utils import set_seed
 from benchmark_scenes import scene_parts
+from benchmark_training import training_share
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-from timing import alternate, fast_precision, seconds, table, turns
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from timing import FlopCounter, alternate, fast_precision, seconds, table, turns
 
 from c_diffset.arguments import run
 from c_diffset.cli import COMMANDS
@@ -50,18 +49,6 @@ SD_VAE = dict(
     layers_per_block=2,
     latent_channels=4,
 )
-
-
-class FlopCounter(TorchDispatchMode):
-    """Counts as torch's own `FlopCounterMode` does, which cannot follow `torch.autograd.grad`."""
-
-    total = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **kwargs or {})
-        if func._overloadpacket in flop_registry:
-            self.total += flop_registry[func._overloadpacket](*args, **kwargs or {}, out_val=out)
-        return out
 
 
 def flops(function: Callable[[], object]) -> int:
@@ -312,6 +299,7 @@ def benchmark(quick: bool = False, json_file: str | None = None) -> None:
             [
                 ("the latent cache, from FLOPs", sd_flops),
                 ("the latent cache", lambda: cache_speedup(folder, 2 * rounds, precision)),
+                ("a training step", lambda: training_share(folder, rounds, MIXED[precision])),
                 ("the training loop", lambda: loop_overhead(folder, 1 if quick else 3, precision)),
                 ("sampling in pixel space", lambda: sampling_overhead(folder, rounds, precision, "pixel")),
                 ("sampling in latent space", lambda: sampling_overhead(folder, rounds, precision, "latent")),

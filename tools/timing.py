@@ -6,8 +6,22 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 SECONDS = 60  # of turns in one comparison: a slow machine has fewer rounds
+
+
+class FlopCounter(TorchDispatchMode):
+    """Counts as torch's own `FlopCounterMode` does, which cannot follow `torch.autograd.grad`."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **kwargs or {})
+        if func._overloadpacket in flop_registry:
+            self.total += flop_registry[func._overloadpacket](*args, **kwargs or {}, out_val=out)
+        return out
 
 
 def seconds(function: Callable[[], object]) -> float:
