@@ -123,7 +123,7 @@ def read_joined(source, streaming):
     """`read_all`; errors of a stream, which a library reads as it goes, have several lines, which the console joins."""
     try:
         return read_all(source, streaming)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:  # "deserializing page header failed" is an OSError
         if not streaming:
             raise
         raise ValueError(" ".join(str(error).split())) from error
