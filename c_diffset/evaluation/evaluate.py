@@ -42,6 +42,7 @@ def evaluate(
     dists_weights: str | os.PathLike | None = None,
     save_images: bool = False,
     realism: float | None = None,
+    two_sample: bool = False,
 ) -> "Report | Comparison":
     """Evaluate a model on a split, print a table, and write `metrics.json`, `per_image.csv`, `grid.png`, `report.html`.
 
@@ -84,6 +85,8 @@ def evaluate(
             for other programs to measure.
         realism: From 0, the best estimate of every pixel, to 1, a plausible sample, for models of one step that were
             trained for it. By default, each model's own one.
+        two_sample: A small network, which no loss contains, is trained from scratch to tell generated from true images
+            at half of the places, and judges those of the other half, with five seeds. It takes minutes on a CPU.
 
     Returns:
         The `Report` that `metrics.json` holds. Its floors are what no model should fall below; its ceiling is the true
@@ -153,6 +156,7 @@ def evaluate(
         instruments=instruments,
         features=features,
         left_out=left_out,
+        two_sample=two_sample,
     )
     names, reports, galleries = unique_names([parts.name_of(each) for each in models]), [], []
     for i, each in enumerate(models):

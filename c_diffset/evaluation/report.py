@@ -122,6 +122,23 @@ class Trust:
 
 
 @dataclass
+class Judgement:
+    """How well a small network tells generated from true images; see `measurement.two_sample`.
+
+    Attributes:
+        accuracy: 0.5 where it cannot; with the 95 % interval over places and seeds.
+        by_seed: The accuracy of each seed.
+        places: How many places there are; each seed learns from half of them and judges the others.
+        images: How many images there are, as many generated as true ones.
+    """
+
+    accuracy: Estimate
+    by_seed: list[float]
+    places: int
+    images: int
+
+
+@dataclass
 class ImageMetrics:
     """The metrics of one image."""
 
@@ -185,6 +202,8 @@ class Report:
         ceiling: The same of the true image after the autoencoder's round trip; None in pixel space.
         mean_colour: The colour (r, g, b in [0, 1]) of the floor of one colour.
         trust: How far the uncertainties can be trusted; None where the model predicts none.
+        two_sample: Of each metric of the two-sample test, what is known beside its mean.
+        two_sample_places: What its places are; None without the test.
         images: The metrics of each image.
     """
 
@@ -225,6 +244,8 @@ class Report:
     ceiling: dict[str, float] | None = None
     mean_colour: list[float] | None = None
     trust: Trust | None = None
+    two_sample: dict[str, Judgement] = field(default_factory=dict)
+    two_sample_places: str | None = None
     left_out: list[LeftOut] = field(default_factory=list)
     images: list[ImageMetrics]
 

@@ -16,9 +16,10 @@ from tqdm.auto import tqdm
 
 from c_diffset.evaluation.calibration import absolute_error, calibrated_on, is_in_sample, pixel_variance
 from c_diffset.evaluation.instruments import Features
+from c_diffset.evaluation.judged import JudgedImages
 from c_diffset.evaluation.page.pictures import Gallery
 from c_diffset.evaluation.reliability import PixelSample
-from c_diffset.evaluation.report import ImageMetrics, LeftOut, Report, by_reason
+from c_diffset.evaluation.report import ImageMetrics, Judgement, LeftOut, Report, by_reason
 from c_diffset.evaluation.sampling import choose_spacing, choose_steps, departures, describe_sampling, sampled_at
 from c_diffset.evaluation.split import SplitPairs
 from c_diffset.files import check_id, check_writable, write_file, write_json
@@ -88,6 +89,7 @@ class Session:
     instruments: Instruments
     features: Features
     left_out: list[LeftOut]
+    two_sample: bool = False
 
     def measure(
         self, pipe: CDiffSETPipeline, identity: dict, gallery: Gallery, folder: Path | None = None
@@ -106,14 +108,17 @@ class Session:
         self.instruments.to(pipe.device)
         if "" in self.features:
             self.features[""].to(pipe.device)
-        images, pictures, vectors, pixels = self._collect(pipe, steps, gallery, folder)
+        judged = JudgedImages()
+        images, pictures, vectors, pixels = self._collect(pipe, steps, gallery, folder, judged)
         if not images:
             data, split = self.facts["data"], self.facts["split"]
             raise ValueError(f"{data}, split {split}: no image to evaluate (crop_size {self.pairs.crop_size})")
         again = tqdm(self.pairs, "floors and ceiling", len(images), leave=False)
         floors, ceiling = floors_and_ceiling(again, pipe, self.facts["mean_colour"], self.instruments)
         left_out = list(self.left_out)
+        judgements, places = judged.judge(self.pairs, pipe.device, left_out) if self.two_sample else ({}, None)
         means = mean_metrics([row.metrics for row in images]) | _distances(vectors, protocol, left_out)
+        means |= {name: each.accuracy.value for name, each in judgements.items() if each.accuracy.value is not None}
         calibration = pipe.config.calibration or {}
         trust = pixels.report(calibration.get("threshold")) if pixels.images else None
         if trust and trust.expected_error:
@@ -135,6 +140,8 @@ class Session:
             floors=floors,
             ceiling=ceiling,
             trust=trust,
+            two_sample=judgements,
+            two_sample_places=places,
             left_out=left_out,
             images=images,
         )
@@ -151,7 +158,7 @@ class Session:
         changed = choose_spacing(pipe, self.timestep_spacing, self.instruments.protocol)
         return f"{fitted}, at the model's own times" if fitted and changed else fitted
 
-    def _collect(self, pipe: CDiffSETPipeline, steps: int, gallery: Gallery, folder: Path | None):
+    def _collect(self, pipe: CDiffSETPipeline, steps: int, gallery: Gallery, folder: Path | None, judged: JudgedImages):
         """Rows of metrics and of pictures, for every feature function those of generated and EO images, and pixels."""
         results = evaluate_pairs(
             pipe,
@@ -169,6 +176,8 @@ class Session:
         for number, result in enumerate(results):
             images.append(ImageMetrics(printable(result.id), result.metrics))
             gallery.add(number, result)
+            if self.two_sample:
+                judged.add(result)
             if folder is not None:
                 write_images(folder, result)
             if number < self.grid_rows:
@@ -237,10 +246,18 @@ def quality_table(report: Report) -> str:
     for metric in report.mean:
         values = [f"{column[metric]:.4f}" if metric in column else "-" for column in columns.values()]
         lines.append(f"{metric:<22}" + "".join(f"{value:>13}" for value in values))
+    lines += [judgement_line(metric, found, report) for metric, found in report.two_sample.items()]
     if report.protocol != OWN.name:
         lines += [f"{metric}: {text}" for metric, text in report.conventions.items()]
     lines += [f"left out: {', '.join(names)} ({reason})" for reason, names in by_reason(report.left_out).items()]
     return "\n".join(lines)
+
+
+def judgement_line(metric: str, found: Judgement, report: Report) -> str:
+    """The interval of a two-sample test and what it is of, as text."""
+    seeds = " ".join(f"{value:.3f}" for value in found.by_seed)
+    interval = f"{found.accuracy.low:.3f} to {found.accuracy.high:.3f}"
+    return f"{metric}: 95 % {interval}; by seed {seeds}; {found.places} places ({report.two_sample_places})"
 
 
 def closing(report: Report, models: int, folder: Path) -> str:

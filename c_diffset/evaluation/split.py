@@ -12,7 +12,7 @@ from datasets import Dataset
 from c_diffset.data.eo import check_eo_of_model, some_pairs
 from c_diffset.data.pairs import Pair, Pairs, read_pair
 from c_diffset.data.sar_values import check_sar_values
-from c_diffset.data.splits import overlapping
+from c_diffset.data.splits import overlapping, places
 from c_diffset.evaluation.report import LeftOut
 from c_diffset.measurement.measure import crop_pairs, mean_colour_of
 from c_diffset.measurement.metrics import LEAST_SIDE
@@ -71,6 +71,20 @@ class SplitPairs:
         for number, transform in enumerate(sar_transforms):
             if transform not in sar_transforms[:number]:
                 check_sar_values(some_pairs(self.rows), transform, str(data))
+
+    def places_of(self, ids: list[str], least: int) -> tuple[list[str], str]:
+        """The place of each measured image, and what the places are: the first way of `places` with at least so many.
+
+        All crops of an image are of one place.
+        """
+        images = [name.rsplit("_", 2)[0] for name in ids] if self.crop_size else ids
+        found, what = images, ""
+        for groups, by in places(self.rows):
+            place_of = dict(zip(map(str, self.rows["id"][:]), groups, strict=True))
+            found, what = [place_of[image] for image in images], by
+            if len(set(found)) >= least:
+                break
+        return found, "images, which may be neighbours" if what == "random" else what
 
     @property
     def enlarges(self) -> bool:

@@ -17,6 +17,10 @@ CONVENTIONS = {
     "confidence_spearman": "rank correlation over pixels of confidence and absolute error; negative is right",
     "fid": "Frechet distance of pytorch-fid's Inception features; too high below some thousand images; lower is better",
     "kid": "unbiased, cubic kernel, the same features, 100 subsets of at most 1000; may be below 0; lower is better",
+    "two_sample": "accuracy of a small network, trained on half of the places, in telling generated from true windows "
+    "of 64 pixels at the other places; 0.5 is perfect, 1 is always told; lower is better",
+    "two_sample_with_input": "as two_sample, of a network that sees the input beside the image, and so whether both "
+    "fit together; lower is better",
     "fid_lpips": "as fid, on the deepest normalised LPIPS features, averaged: no published figure compares with it",
     "kid_lpips": "as kid, on the deepest normalised LPIPS features, averaged: no published figure compares with it",
 }

@@ -1,6 +1,6 @@
 """A judge that no loss contains: a classifier two-sample test between generated and true images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from c_diffset.noise import noise_generator
 WINDOW = 64  # pixels a side of what the classifier sees at once, in training and in judgement
 LEAST_WINDOW = 16
 LEAST_PLACES = 4  # of which two are learnt from and two judged
+SEEDS = range(5)
 UPDATES = 200  # of the classifier, for every model and every number of images
 PAIRS = 16  # windows of either kind in a batch
 LEARNING_RATE = 2e-3
@@ -45,7 +46,7 @@ def two_sample(
     true: Tensor,
     groups: Sequence[str],
     sar: Tensor | None = None,
-    seeds: Sequence[int] = range(5),
+    seeds: Iterable[int] = SEEDS,
     device: torch.device | str = "cpu",
 ) -> TwoSample:
     """Classifier two-sample test (Lopez-Paz and Oquab, "Revisiting classifier two-sample tests", ICLR 2017).
@@ -71,16 +72,16 @@ def two_sample(
     names, number = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     sides = [to_bytes(generated), to_bytes(true)]
     given = None if sar is None else to_bytes(sar)
-    right, seen = np.zeros((2, len(seeds), len(names)))
+    counts = []
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        for row, seed in enumerate(seeds):
-            learnt = choose_half(number, seed)
-            judged = np.flatnonzero(~learnt)
+        for seed in seeds:
+            learnt, count = choose_half(number, seed), np.zeros((2, len(names)))
             judge = train_judge(sides, given, np.flatnonzero(learnt), seed, device)
-            for image in judged:
+            for image in np.flatnonzero(~learnt).tolist():
                 verdicts = judge_image(judge, sides, given, image, seed, device)
-                right[row, number[image]] += verdicts.sum()
-                seen[row, number[image]] += len(verdicts)
+                count[:, number[image]] += float(verdicts.sum()), len(verdicts)
+            counts.append(count)
+    right, seen = np.stack(counts, axis=1)
     by_seed = right.sum(1) / seen.sum(1)
     low, high = limits(right, seen)
     return TwoSample(float(right.sum() / seen.sum()), low, high, by_seed.tolist(), len(names), len(true))
@@ -136,7 +137,7 @@ def train_judge(sides: list[Tensor], sar: Tensor | None, images: np.ndarray, see
     rng = noise_generator(seed, 1)
     labels = torch.tensor([1.0, 0.0], device=device).repeat_interleave(PAIRS)
     for _ in range(UPDATES):
-        chosen = images[torch.randint(len(images), (PAIRS,), generator=rng).numpy()]
+        chosen = images[torch.randint(len(images), (PAIRS,), generator=rng).numpy()].tolist()
         windows = torch.stack([random_window(sides, sar, image, rng) for image in chosen], dim=1).flatten(0, 1)
         logits = judge(disturbed(windows, rng).to(device))
         loss = nn.functional.binary_cross_entropy_with_logits(logits, labels)
@@ -183,7 +184,7 @@ def judge_image(judge: nn.Module, sides: list[Tensor], sar: Tensor | None, image
     size = window_of(stack)
     parts = stack.unfold(2, size, size).unfold(3, size, size)  # 2 x C x rows x columns x size x size
     windows = parts.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
-    values = disturbed(windows, noise_generator(seed, 2, int(image)))
+    values = disturbed(windows, noise_generator(seed, 2, image))
     logits = torch.cat([judge(part.to(device)).cpu() for part in values.split(JUDGED_AT_ONCE)])
     generated, true = logits.chunk(2)
     return torch.cat([torch.heaviside(x, torch.tensor(0.5)) for x in (generated, -true)])

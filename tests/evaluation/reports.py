@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 
 from c_diffset.evaluation.reliability import PixelSample
-from c_diffset.evaluation.report import ImageMetrics, LeftOut, Report
+from c_diffset.evaluation.report import Estimate, ImageMetrics, Judgement, LeftOut, Report
 
 
 def full_report(**changes) -> Report:
@@ -43,6 +43,8 @@ def _fields() -> dict:
         ceiling=rows[2],
         mean_colour=[0.1, 0.2, 0.3],
         trust=trust,
+        two_sample={"two_sample": Judgement(Estimate(0.8, 0.7, 0.9), [0.75, 0.85], 4, 3)},
+        two_sample_places="scene",
         left_out=[LeftOut("fid", "no weights")],
         images=[ImageMetrics(f"image {i}", row) for i, row in enumerate(rows)],
     )

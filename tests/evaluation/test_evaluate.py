@@ -366,3 +366,33 @@ def test_data_are_looked_for_before_models(command, pipe, data, tmp_path, capsys
     assert "nowhere is neither a file or folder" in capsys.readouterr().err
     assert main([*arguments, "--data", str(data), "--split", "spring"]) == 2
     assert "has no split 'spring'; found: " in capsys.readouterr().err
+
+
+@pytest.fixture
+def short_judge(monkeypatch):
+    """The two-sample test with few updates: here, what is done with it counts."""
+    monkeypatch.setattr("c_diffset.measurement.two_sample.UPDATES", 8)
+
+
+@pytest.mark.usefixtures("short_judge")
+def test_the_two_sample_test_stands_in_every_table(pipe, data, tmp_path, capsys):
+    pipe.save_pretrained(tmp_path / "model")
+    options = dict(lpips_net=None, download=False, crop_size=32, output=tmp_path / "out", two_sample=True)
+    report = evaluate(str(tmp_path / "model"), data, **options)
+    assert read_report(tmp_path / "out") == report
+    for metric in ("two_sample", "two_sample_with_input"):
+        found = report.two_sample[metric]
+        assert report.mean[metric] == found.accuracy.value and found.accuracy.low <= found.accuracy.high
+        assert (found.places, found.images, len(found.by_seed)) == (4, 16, 5), "crops of an image are of one place"
+        assert report.conventions[metric].endswith("lower is better")
+    printed, page = capsys.readouterr().out, (tmp_path / "out/report.html").read_text()
+    assert "two_sample: 95 % " in printed and report.two_sample_places in printed
+    assert "Two-sample test" in page and ">two_\u200bsample_\u200bwith_\u200binput<" in page
+
+
+@pytest.mark.usefixtures("short_judge")
+def test_a_two_sample_test_of_too_few_places_is_left_out(pipe, data):
+    report = evaluate(pipe, data, lpips_net=None, download=False, max_images=3, two_sample=True)
+    reasons = {entry.metric: entry.reason for entry in report.left_out}
+    assert "the images are of 3 places: expected at least 4" in reasons["two_sample"]
+    assert "two_sample" not in report.mean and "two_sample_with_input" in reasons

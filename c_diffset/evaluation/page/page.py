@@ -11,7 +11,7 @@ from c_diffset.evaluation.report import Difference, Reliability, Report, Trust, 
 from c_diffset.measurement.conventions import convention
 
 # what a report holds beside the protocol
-NOT_PROTOCOL = ("mean", "floors", "ceiling", "images", "conventions", "left_out", "trust", "data_name")
+NOT_PROTOCOL = ("mean", "floors", "ceiling", "images", "conventions", "left_out", "trust", "data_name", "two_sample")
 FLOORS = {
     "sar_grey": "floor: SAR\u00a0in\u00a0grey",
     "bicubic": "floor: bicubic\u00a0enlargement",
@@ -65,6 +65,11 @@ def make_page(
         conventions=_conventions(reports),
         left_out=by_reason([entry for report in reports for entry in report.left_out]),
         differences=differences,
+        judgements=[
+            (name, metric, found)
+            for name, report in zip(names, reports, strict=True)
+            for metric, found in report.two_sample.items()
+        ],
         trusts=trusts,
         calibrated=calibrated,
         calibrations={name: report.calibration for name, report in zip(names, reports, strict=True)},
