@@ -129,6 +129,7 @@ def evaluate(
     pairs = SplitPairs(load_pairs(data, split), crop_size, max_images, rules.crop)
     train_rows = load_pairs(data, "train", streaming=is_remote(data)) if "train" in list_splits(data) else None
     eo_transform, sar_transforms = parts.check_models(models, revision, vae)
+    networks = [parts.networks_in_losses(each, revision, vae) for each in models]
     pairs.check_eo(eo_transform, data)
     pairs.check_sar(sar_transforms, data)
     left_out: list[LeftOut] = []
@@ -167,6 +168,7 @@ def evaluate(
             weights = f"{weights} with the autoencoder {vae}"
         identity = {"model": parts.name_of(each), "revision": revision, "weights": weights}
         identity["autoencoder_weights"] = None if pipe is each else component_checksum(Path(str(each)), "vae")
+        identity["loss_networks"] = networks[i]
         own = f"{i}_{names[i].replace('/', '-')[:50]}" if len(models) > 1 else ""
         folder = None if output is None else Path(output, own)
         report, grid = session.measure(pipe, identity, gallery, folder if save_images else None)

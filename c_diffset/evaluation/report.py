@@ -196,8 +196,10 @@ class Report:
         timesteps: The times of the denoising steps, of many the first two and the last.
         calibration: What the expected error was fitted on; None where the model gives none.
         eo_values: What black and white stand for in the EO images; empty for the full scale of display values.
+        loss_networks: The networks in the losses of the model and of all that it comes from, such as "lpips_squeeze".
         mean: The mean of each metric over the images, and the distances of their distributions.
         conventions: The convention of each of these metrics.
+        marks: Of each metric that stands on one of `loss_networks`, or on its kin, why it says little of this model.
         floors: The same metrics of what no model should fall below.
         ceiling: The same of the true image after the autoencoder's round trip; None in pixel space.
         mean_colour: The colour (r, g, b in [0, 1]) of the floor of one colour.
@@ -238,7 +240,9 @@ class Report:
     diffusers: str | None = None
     calibration: str | None = None
     eo_values: str = ""
+    loss_networks: list[str] = field(default_factory=list)
     mean: dict[str, float]
+    marks: dict[str, str] = field(default_factory=dict)
     conventions: dict[str, str] = field(default_factory=dict)
     floors: dict[str, dict[str, float]] = field(default_factory=dict)
     ceiling: dict[str, float] | None = None

@@ -23,7 +23,8 @@ from c_diffset.evaluation.report import ImageMetrics, Judgement, LeftOut, Report
 from c_diffset.evaluation.sampling import choose_spacing, choose_steps, departures, describe_sampling, sampled_at
 from c_diffset.evaluation.split import SplitPairs
 from c_diffset.files import check_id, check_writable, write_file, write_json
-from c_diffset.measurement.conventions import convention
+from c_diffset.history import read_loss_networks
+from c_diffset.measurement.conventions import by_text, convention, marks
 from c_diffset.measurement.measure import PairResult, evaluate_pairs, floors_and_ceiling, mean_metrics
 from c_diffset.measurement.metrics import Instruments, frechet_distance, kernel_distance
 from c_diffset.measurement.picture_grid import make_grid, to_pixels
@@ -67,6 +68,13 @@ def check_models(models: list[Model], revision: str | None, vae: str | None) -> 
             found = f"{name_of(model)} has {transforms[-1]}, but {name_of(models[0])} {transforms[0]}"
             raise ValueError(f"the models' eo_transform differ: {found}: evaluate them one by one")
     return transforms[0], reads
+
+
+def networks_in_losses(model: Model, revision: str | None, vae: str | None) -> list[str]:
+    """The networks in the losses of a model, and in those of the autoencoder that takes the place of its own."""
+    source = model.name_or_path or "" if isinstance(model, CDiffSETPipeline) else model
+    found = read_loss_networks(source, revision) + ([] if vae is None else read_loss_networks(vae))
+    return list(dict.fromkeys(found))
 
 
 def eo_values(eo_transform: dict) -> str:
@@ -136,6 +144,7 @@ class Session:
             generated_images=f"{'' if protocol.rounded else 'not '}rounded to 8 bits before they are measured",
             calibration=self._calibrated_on(pipe, steps),
             mean=means,
+            marks=marks(means, identity["loss_networks"]),
             conventions={metric: convention(metric, protocol) for metric in means},
             floors=floors,
             ceiling=ceiling,
@@ -245,7 +254,9 @@ def quality_table(report: Report) -> str:
         lines.insert(2, f"times of the steps: {report.timesteps}")
     for metric in report.mean:
         values = [f"{column[metric]:.4f}" if metric in column else "-" for column in columns.values()]
-        lines.append(f"{metric:<22}" + "".join(f"{value:>13}" for value in values))
+        name = f"{metric} *" if metric in report.marks else metric
+        lines.append(f"{name:<22}" + "".join(f"{value:>13}" for value in values))
+    lines += [f"* {', '.join(names)}: {text}" for text, names in by_text(report.marks).items()]
     lines += [judgement_line(metric, found, report) for metric, found in report.two_sample.items()]
     if report.protocol != OWN.name:
         lines += [f"{metric}: {text}" for metric, text in report.conventions.items()]

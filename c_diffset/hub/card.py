@@ -16,6 +16,7 @@ from c_diffset.files import public_name
 from c_diffset.hub.markdown import code, fence, plain, text
 from c_diffset.hub.mlm import FINITE, UNITS, band_names, channel_names, channel_ranges, what_it_does
 from c_diffset.hub.run import Run
+from c_diffset.measurement.conventions import by_text
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline, describe_eo_transform
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
@@ -82,6 +83,7 @@ def model_card(facts: Facts) -> str:
         calibration=facts.pipe.config.calibration,
         calibrated_data=public_name(str((facts.pipe.config.calibration or {}).get("data", "unknown data"))),
         columns=quality_columns(report),
+        marks=by_text(report.marks) if report else {},
         left_out=by_reason(report.left_out) if report else {},
         without_folders=without_folders,
     )
@@ -99,10 +101,12 @@ def picture_of(pipe: CDiffSETPipeline) -> str | None:
     return "low_resolution.png" if upscaled else "sar.png"
 
 
-def autoencoder_card(repo: str) -> str:
-    """The README.md of the repository of an autoencoder alone."""
+def autoencoder_card(repo: str, loss_networks: list[str]) -> str:
+    """The README.md of the repository of an autoencoder alone, with the networks in the losses of its decoder."""
     data = ModelCardData(license="unknown", library_name="diffusers", tags=TAGS, model_name=repo.split("/")[1])
-    return str(ModelCard.from_template(data, template_path=str(AUTOENCODER_TEMPLATE), repo=repo))
+    return str(
+        ModelCard.from_template(data, template_path=str(AUTOENCODER_TEMPLATE), repo=repo, networks=loss_networks)
+    )
 
 
 def card_data(facts: Facts) -> ModelCardData:
@@ -141,7 +145,12 @@ def eval_results(report: Report | None, task: str = "SAR to EO image translation
             metric_type=plain(metric),
             metric_name=plain(metric),
             metric_value=round(value, 4),
-            metric_args={"convention": plain(report.conventions[metric])} if metric in report.conventions else None,
+            metric_args={
+                key: plain(texts[metric])
+                for key, texts in (("convention", report.conventions), ("mark", report.marks))
+                if metric in texts
+            }
+            or None,
         )
         for metric, value in report.mean.items()
     ]

@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 
 from c_diffset.convert.record import CONVERSION
 from c_diffset.files import is_hub_id, public_name, read_json
+from c_diffset.history import HISTORY
 from c_diffset.hub.markdown import plain
 from c_diffset.loading import no_loading_bar
 from c_diffset.pipelines.pipeline_cdiffset import MODELS, SCHEDULERS, CDiffSETPipeline, count_bands
-from c_diffset.training.history import HISTORY
 
 INDEX, CODE = "model_index.json", "pipeline.py"
 GENERATED = (CODE, HISTORY, CONVERSION, "README.md", "mlm.json", "checksums.sha256", "grid.png")

@@ -17,6 +17,7 @@ from c_diffset.data.images import read_image
 from c_diffset.data.pairs import list_splits, load_pairs
 from c_diffset.evaluation.report import Report, read_reports
 from c_diffset.files import file_sha256, folder_aside, public_name, read_json
+from c_diffset.history import HISTORY, read_ancestors
 from c_diffset.hub.card import Facts, autoencoder_card, model_card
 from c_diffset.hub.checks import (
     CODE,
@@ -39,7 +40,6 @@ from c_diffset.hub.run import Run, read_run, told_history
 from c_diffset.loading import component_checksum, model_revision
 from c_diffset.pipelines.pipeline_cdiffset import SOURCE
 from c_diffset.sar.gdal import find_crs, open_raster
-from c_diffset.training.history import HISTORY, read_ancestors
 
 Contents = dict[str, Path | bytes]  # of a repository: for the name of each file the file to send, or its content
 MOST_NAMED = 5  # models in an error message
@@ -60,7 +60,10 @@ def check_target(repo: str) -> None:
 def publish_autoencoder(folder: Path, repo: str, private: bool = False) -> str:
     """Publish an autoencoder alone, with its configuration, weights and a card, in one commit; errors as `publish`."""
     check_target(repo)
-    contents = public_contents(folder, component_files(folder)) | {"README.md": autoencoder_card(repo).encode()}
+    contents, run = public_contents(folder, component_files(folder)), read_run(folder)
+    if run is not None and (folder / HISTORY).is_file():
+        contents[HISTORY] = told_history(run, read_ancestors(folder))
+    contents["README.md"] = autoencoder_card(repo, run.loss_networks if run else []).encode()
     repository = Repository(repo, "model")
     others = [name for name in repository.files if name not in {*contents, *PLAIN_FILES}]
     if others:

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import yaml
 
-from c_diffset.training.history import HISTORY, history, read_history, read_settings, setting
+from c_diffset.history import (
+    HISTORY,
+    history,
+    loss_networks_of,
+    public_settings,
+    read_history,
+    read_settings,
+    setting,
+)
 
 
 @dataclass(frozen=True)
@@ -16,6 +24,7 @@ class Run:
     Attributes:
         settings: The settings without places, as YAML.
         updates: The number of updates; None where nothing tells it.
+        loss_networks: The networks in the losses of the model and of all that it comes from.
         source: The training pairs: where they are, if the run is on this machine, else their public name.
         method: How a student was distilled.
         crop_size: The side of the training crops in pixels.
@@ -23,6 +32,7 @@ class Run:
 
     settings: str
     updates: int | None
+    loss_networks: list[str]
     source: str
     method: str | None
     crop_size: int | None
@@ -40,10 +50,10 @@ def read_run(folder: Path) -> Run | None:
         return None
     if told is None:
         updates = _count_updates(around.with_name("metrics.jsonl")) if folder.name == "pipeline" else None
-        public = history(settings, updates, [])["settings"]
+        public, networks = public_settings(settings), loss_networks_of(settings, download=False)
     else:
-        updates, public = told["updates"], told["settings"]
-        if settings is None or history(settings, None, [])["settings"] != public:  # it was copied out of its run
+        updates, public, networks = told["updates"], told["settings"], told["loss_networks"]
+        if settings is None or public_settings(settings) != public:  # it was copied out of its run
             settings, around = public, folder / HISTORY
     try:
         text = yaml.safe_dump(public, sort_keys=False).strip()
@@ -52,6 +62,7 @@ def read_run(folder: Path) -> Run | None:
     return Run(
         settings=text,
         updates=updates,
+        loss_networks=networks,
         source=setting(around, settings, "data.source", str) or "unknown",
         method=setting(around, settings, "method", str),
         crop_size=setting(around, settings, "data.crop_size", int),
@@ -60,7 +71,7 @@ def read_run(folder: Path) -> Run | None:
 
 def told_history(run: Run, ancestors: list[str]) -> bytes:
     """The file that says a pipeline's training, for a repository."""
-    content = history(yaml.safe_load(run.settings), run.updates, ancestors)
+    content = history(yaml.safe_load(run.settings), run.updates, ancestors, run.loss_networks)
     return yaml.safe_dump(content, sort_keys=False).encode()
 
 

@@ -1,5 +1,7 @@
 """The convention that each metric is measured by, in short; in full, they are in the docstrings of `metrics`."""
 
+from collections.abc import Iterable, Mapping
+
 from c_diffset.measurement.protocols import OWN, Protocol
 
 CONVENTIONS = {
@@ -31,3 +33,31 @@ def convention(metric: str, protocol: Protocol = OWN) -> str:
     if metric in protocol.conventions:
         return protocol.conventions[metric]
     return CONVENTIONS.get(max((name for name in CONVENTIONS if metric.startswith(name)), key=len, default=""), "")
+
+
+def network_of(metric: str) -> str | None:
+    """The network of LPIPS that a metric stands on: "lpips_vgg" for itself, for "kid_lpips_vgg", and for DISTS, which
+    reads the same features; None for a metric on none."""
+    return "lpips_vgg" if metric == "dists" else metric[metric.index("lpips") :] if "lpips" in metric else None
+
+
+def marks(metrics: Iterable[str], loss_networks: list[str]) -> dict[str, str]:
+    """Why figures say little of a model, by the metrics that stand on a network in one of its losses, or on its kin."""
+    networks = [name for name in loss_networks if name.startswith("lpips")]
+    found = {}
+    for metric in metrics if networks else ():
+        network = network_of(metric)
+        if network in networks:
+            found[metric] = f"{network} stands in a loss that the model comes from: the figure says nothing of quality"
+        elif network is not None:
+            known = " and ".join(networks)
+            found[metric] = f"a network of the same kind, {known}, stands in a loss that the model comes from"
+    return found
+
+
+def by_text(texts: Mapping[str, str]) -> dict[str, list[str]]:
+    """The metrics that share a text, by the text."""
+    found: dict[str, list[str]] = {}
+    for metric, text in texts.items():
+        found.setdefault(text, []).append(metric)
+    return found

@@ -19,13 +19,13 @@ from tqdm import tqdm
 from c_diffset.cpu import use_whole_cpu
 from c_diffset.data.pairs import Pair
 from c_diffset.files import read_yaml
+from c_diffset.history import write_history
 from c_diffset.measurement.preview import write_preview
 from c_diffset.noise import noise_generator
 from c_diffset.precision import choose_precision
 from c_diffset.training.average import AveragedWeights
 from c_diffset.training.checkpoint import Part
 from c_diffset.training.config import TRACKERS, Phase, RunConfig
-from c_diffset.training.history import write_history
 from c_diffset.training.run import RunFolder
 from c_diffset.training.stopping import Stop, Stopped
 from c_diffset.training.task import Task, learning_rate

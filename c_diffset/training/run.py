@@ -12,9 +12,9 @@ from pathlib import Path
 import yaml
 
 from c_diffset.files import is_own, locked, make_own, read_yaml, write_file
+from c_diffset.history import PLACES, plain_settings
 from c_diffset.training.checkpoint import Part, load_checkpoint, newest_whole, save_checkpoint
 from c_diffset.training.config import RunConfig
-from c_diffset.training.history import PLACES, plain_settings
 
 FOLDERS = ("pipeline", "best", "lora", "stage1")  # what `replace` writes
 LOCK_SECONDS = 10  # loaders of a killed training hold its lock until they notice

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from c_diffset.data.pairs import list_splits
 from c_diffset.files import read_json
+from c_diffset.history import read_history
 from c_diffset.training.config import FinetuneConfig, RunConfig
 from c_diffset.training.distill_config import DistillConfig
-from c_diffset.training.history import read_history
 from c_diffset.training.run import RunFolder
 
 METRICS = ("psnr", "ssim", "lpips")

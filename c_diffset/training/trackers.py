@@ -6,8 +6,8 @@ import numpy as np
 import PIL.Image
 from accelerate import Accelerator
 
+from c_diffset.history import plain_settings, public_settings
 from c_diffset.training.config import TRACKERS, RunConfig
-from c_diffset.training.history import plain_settings, public_settings
 
 PROJECT = "c_diffset"
 

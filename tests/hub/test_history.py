@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from c_diffset.cli import main
+from c_diffset.history import HISTORY, read_ancestors
 from c_diffset.hub.run import read_run
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.synthetic.generate import write_pairs
@@ -14,7 +15,6 @@ from c_diffset.training.config import DataConfig, FinetuneConfig, ModelConfig, S
 from c_diffset.training.distill import distill
 from c_diffset.training.distill_config import DistillConfig
 from c_diffset.training.finetune import finetune
-from c_diffset.training.history import HISTORY, read_ancestors
 from tests.helpers import fresh_accelerate, short_run
 
 

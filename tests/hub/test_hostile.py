@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from c_diffset.history import read_ancestors
 from c_diffset.hub.card import Facts, model_card
 from c_diffset.hub.checks import INDEX, hub_ids
 from c_diffset.hub.contents import read_evaluation
@@ -20,7 +21,6 @@ from c_diffset.hub.publish import publish
 from c_diffset.hub.run import read_run
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.training.config import ModelConfig
-from c_diffset.training.history import read_ancestors
 from tests.hostile import outcome
 from tests.hub.conftest import CALIBRATION, REPO, evaluation_of, save_model, write_run
 from tests.hub.markdown import foreign_parts, parts_of

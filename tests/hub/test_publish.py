@@ -16,13 +16,14 @@ from huggingface_hub import DatasetCard, ModelCard
 from pystac.validation import validate_dict
 
 from c_diffset import write_pairs
+from c_diffset.history import read_loss_networks, write_history
 from c_diffset.hub.contents import publish_autoencoder, read_evaluation
 from c_diffset.hub.licence import inherited_license
 from c_diffset.hub.publish import publish
 from c_diffset.hub.publish_pairs import pairs_card
 from c_diffset.loading import load_autoencoder
 from c_diffset.pipelines.pipeline_cdiffset import SOURCE, CDiffSETPipeline
-from c_diffset.training.config import DataConfig, FinetuneConfig, ModelConfig
+from c_diffset.training.config import DataConfig, DecoderConfig, FinetuneConfig, ModelConfig
 from c_diffset.training.run import save_config
 from tests.conftest import tiny_taesd
 from tests.hub.conftest import (
@@ -81,6 +82,7 @@ def test_a_dry_run_is_the_whole_repository(hub, model, tmp_path):
     assert {"sar", "c_diffset"} <= set(data["tags"]) and "datasets" not in data
     (result,) = data["model-index"][0]["results"]
     assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {"psnr": 15.4, "lpips": 0.378}
+    assert "mark" in result["metrics"][1]["args"] and "mark" not in result["metrics"][0]["args"]
     assert result["metrics"][0]["args"]["convention"].startswith("data range 1")
     assert result["dataset"]["split"] == "test" and result["dataset"]["args"]["n"] == 2
     for words in (
@@ -88,6 +90,8 @@ def test_a_dry_run_is_the_whole_repository(hub, model, tmp_path):
         "display values",
         "Pixel size of the training data: 2.5 m",
         "psnr | 15.4000 | 15.8000 | 23.2000",
+        "lpips * | 0.3780",
+        "* marked: lpips (its network stands in a loss)",
         "Protocol: 2 images of sen12, split test",
         "left out: fid (w.pth is not in cache, offline)",
         "calibrated on 160 images of sen12, split validation",
@@ -297,6 +301,9 @@ def test_an_autoencoder_alone(hub, tmp_path):
     assert type(load_autoencoder(REPO)).__name__ == "AutoencoderTiny"
     publish_autoencoder(folder, REPO)
     assert len(repo.commits) == 2
+    write_history(folder, DecoderConfig(output_dir="x", data=DataConfig(source="y"), base="taesd"), 4)
+    publish_autoencoder(folder, REPO)
+    assert b"lpips_squeeze" in repo.files["README.md"] and read_loss_networks(REPO) == ["lpips_squeeze"]
     repo.files["model_index.json"] = b"{}"
     with pytest.raises(ValueError, match="exists and holds model_index.json: choose another repository"):
         publish_autoencoder(folder, REPO)

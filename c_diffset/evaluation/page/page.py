@@ -2,16 +2,18 @@
 
 import re
 from dataclasses import fields
+from itertools import zip_longest
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from c_diffset.evaluation.page.pictures import GalleryView
 from c_diffset.evaluation.page.plots import Line, Plot
 from c_diffset.evaluation.report import Difference, Reliability, Report, Trust, by_reason
-from c_diffset.measurement.conventions import convention
+from c_diffset.measurement.conventions import by_text, convention
 
 # what a report holds beside the protocol
-NOT_PROTOCOL = ("mean", "floors", "ceiling", "images", "conventions", "left_out", "trust", "data_name", "two_sample")
+NOT_PROTOCOL = {"mean", "floors", "ceiling", "images", "conventions", "left_out", "trust", "data_name"}
+NOT_PROTOCOL |= {"two_sample", "marks"}
 FLOORS = {
     "sar_grey": "floor: SAR\u00a0in\u00a0grey",
     "bicubic": "floor: bicubic\u00a0enlargement",
@@ -53,15 +55,17 @@ def make_page(
     galleries = {kind: getattr(gallery, kind) for kind in ("worst", "best") if gallery and getattr(gallery, kind)}
     present = {"Differences": differences, "Expected error": calibrated, "Confidence": trusts}
     titles = ["Metrics", *(title for title, content in present.items() if content)]
-    columns = _columns(reports, names)
+    columns, first = _columns(reports, names), reports[0]
     return ENVIRONMENT.get_template("report.html.j2").render(
         names=names,
         reports=reports,
-        first=reports[0],
+        first=first,
         titles=[*titles, *(f"{kind.title()} images" for kind in galleries), "Protocol"],
         steps=sorted({str(report.num_inference_steps) for report in reports}),
         columns=columns,
         metrics=_metrics(reports, columns),
+        marked={name: {*report.marks, *first.marks} for name, report in zip(names, reports, strict=True)},
+        marks=[(name, by_text(report.marks)) for name, report in zip(names, reports, strict=True)],
         conventions=_conventions(reports),
         left_out=by_reason([entry for report in reports for entry in report.left_out]),
         differences=differences,
@@ -180,7 +184,9 @@ def _metrics(reports: list[Report], columns: dict[str, dict[str, float]]) -> dic
     for metric in dict.fromkeys(metric for report in reports for metric in report.mean):
         values = [means.get(metric) for means in columns.values()]
         digits = digits_for([value for value in values if value is not None])
-        rows[metric] = ["–" if value is None else number(value, digits) for value in values]
+        cells = ["–" if value is None else number(value, digits) for value in values]
+        stars = ["\u00a0*" if metric in report.marks else "" for report in reports]  # of the models, which stand first
+        rows[metric] = [cell + star for cell, star in zip_longest(cells, stars, fillvalue="")]
     return rows
 
 
