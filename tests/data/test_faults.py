@@ -45,8 +45,8 @@ def clouded(eo, rows):
     "values",
     [
         pytest.param(lambda sar, eo: (sar, eo), id="8 bits"),
-        pytest.param(lambda sar, eo: (sar * np.uint16(257), eo * np.uint16(257)), id="16 bits"),
-        pytest.param(lambda sar, eo: (sar / np.float32(10) - 25, eo * np.uint16(11)), id="decibels, reflectance"),
+        pytest.param(lambda sar, eo: (sar.astype(np.uint16) * 257, eo.astype(np.uint16) * 257), id="16 bits"),
+        pytest.param(lambda sar, eo: (sar / np.float32(10) - 25, eo.astype("u2") * 11), id="decibels, reflectance"),
         pytest.param(lambda sar, eo: (10 ** (sar / 100 - 2.5), eo / np.float32(600)), id="power, floats"),
         pytest.param(lambda sar, eo: (np.stack([sar, sar // 2], axis=2), eo), id="two polarisations"),
     ],
@@ -88,7 +88,7 @@ def test_pixels_without_data_do_not_count():
 
 def test_reflectances_are_clouds_by_what_the_data_say_is_white():
     pair = scene()
-    pair.eo = clouded(pair.eo, 100) * np.uint16(8)  # up to 2040
+    pair.eo = clouded(pair.eo, 100).astype(np.uint16) * 8  # up to 2040
     assert kinds(pair) == set()
     assert kinds(pair, eo_transform={"units": "reflectance", "range": [0, 2000]}) == {"clouded"}
 
