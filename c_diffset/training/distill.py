@@ -85,9 +85,9 @@ def build_student(config: DistillConfig, teacher: CDiffSETPipeline) -> CDiffSETP
 
 
 def starting_noise(config: DistillConfig) -> dict:
-    """What end-to-end fine-tuning says of its students: the noise they start from, and what their variance is of."""
+    """What a student says of the noise it starts from, and of its variance; nothing of it comes from the teacher."""
     if config.method != "end_to_end":
-        return {}
+        return {"realism": None, "variance_of": "latents"}
     settings = config.end_to_end
     graded = {"range": [0.0, 1.0], "default": settings.default_realism}
     realism = {"zero": {"range": [0.0, 0.0], "default": 0.0}, "graded": graded, "random": None}

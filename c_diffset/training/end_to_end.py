@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from c_diffset.data.batches import TrainingPairs
 from c_diffset.measurement.networks import load_lpips
 from c_diffset.models.critics import PatchCritic, TimeAwareCritic
-from c_diffset.objectives.denoising import append_dims, beta_nll
+from c_diffset.objectives.denoising import append_dims
 from c_diffset.objectives.end_to_end import draw_filters, energy_score, perceptual_distance, texture_score
 from c_diffset.pipelines.pipeline_cdiffset import CDiffSETPipeline
 from c_diffset.training.distill_config import DistillConfig
-from c_diffset.training.student import CONFIDENCE_BETA, keep_valid
+from c_diffset.training.student import keep_valid
 from c_diffset.training.time_aware import TimeAwareDistill
 
 LEVELS = 127.5 / 32  # [-1, 1] in units of 32 8-bit levels: those of a variance of the image, and of its distances
@@ -104,13 +104,7 @@ class EndToEndDistill(TimeAwareDistill):
         clean, variance = self.student_prediction(sar, append_dims(realism, noise) * noise, last)
         with accelerator.autocast():
             image = self.pipe.decode_with_gradient(self.pipe.from_residual(clean, sar)).float()
-        return clean, image, self.pipe.to_pixels(variance[:, 0])[:, None] if variance.shape[1] else variance
-
-    def confidence_loss(self, image, true, variance, mask) -> dict[str, Tensor]:
-        """The beta-NLL of the image's own error, in units of 32 levels; it moves the variance and not the image."""
-        if not self.config.confidence_weight:
-            return {}
-        return {"confidence": beta_nll(image.detach(), true, variance, CONFIDENCE_BETA, mask)}
+        return clean, image, self.pipe.to_pixels(variance[:, 0])[:, None]
 
     def filters(self, batch: dict, processes: int) -> list[Tensor]:
         """The random filters of this batch, which are the same in all processes."""

@@ -44,6 +44,7 @@ def build_pipeline(config: ModelConfig) -> CDiffSETPipeline:
         _check_base(config, pipe)
         if not pipe.predicts_variance:
             add_variance_channel(pipe.unet)
+        pipe.register_to_config(realism=None, variance_of="latents")  # of another training than this one
         if config.eo_transform is not None:
             pipe.register_to_config(eo_transform=check_eo_transform(config.eo_transform))
         return pipe
